@@ -1,0 +1,53 @@
+# Everything a newcomer or CI needs; `make help` says what.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench clean qemu image
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
+
+help:  ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(BIN)/.ready qemu image  ## vmwrapper in .venv, QEMU, and the default guest
+
+run: setup  ## run examples/job.xml in a virtual machine
+	$(BIN)/vmwrapper run examples/job.xml
+	@cat examples/hubble.out
+
+test: setup $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
+	$(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
+
+check: $(BIN)/.ready-test  ## style, types and the order of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup $(BIN)/.ready-test  ## measure against bare QEMU: a table, and build/bench.json
+	@mkdir -p build
+	$(BIN)/python -m tests.bench --json build/bench.json
+
+clean:  ## remove what this file made here (the default guest stays in the cache folder)
+	rm -rf .venv build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -f examples/hubble.out
+	find vmwrapper tests -name __pycache__ -prune -exec rm -r {} +
+
+$(BIN)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vmwrapper needs Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/.ready-test: $(BIN)/.ready
+	$(BIN)/pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+qemu:
+	@command -v qemu-system-x86_64 >/dev/null && command -v qemu-img >/dev/null || \
+	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_QEMU); \
+	else echo "QEMU is missing. As root: $(INSTALL_QEMU)"; exit 1; fi
+
+image: $(BIN)/.ready
+	@$(BIN)/vmwrapper image build

@@ -1,0 +1,80 @@
+"""One machine of each hypervisor for the tests that leave it as it is, and the makings of others."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.folders import image_folder
+from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.memory import IMAGE
+
+from .subjects import MemorySubject, QemuSubject, Subject
+
+BOOT_LIMIT_S = 30.0
+
+
+@pytest.fixture(scope="module", params=["memory", pytest.param("qemu", marks=pytest.mark.qemu)])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return _qemu() if request.param == "qemu" else _memory(tmp_path_factory.mktemp("images"))
+
+
+def _memory(folder: Path) -> Subject:
+    image = folder / "guest.memory"
+    image.write_bytes(IMAGE)
+    return MemorySubject(image)
+
+
+def _qemu() -> Subject:
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    image = image_folder() / "default.vmguest"
+    if not image.is_file():
+        pytest.skip(f"there is no {image}: make it with `vmwrapper image build`")
+    return QemuSubject(image)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hypervisor(subject: Subject) -> Hypervisor:
+    hypervisor = subject.hypervisor()
+    assert (await hypervisor.probe()).usable
+    return hypervisor
+
+
+def make_spec(image: Path, directory: Path) -> MachineSpec:
+    return MachineSpec(
+        identity=MachineIdentity("contract", "result", str(directory)),
+        image=image,
+        directory=directory,
+        memory_mib=128,
+        cpus=1,
+        scratch_mib=64,
+    )
+
+
+@pytest.fixture
+def spec(subject: Subject, tmp_path: Path) -> MachineSpec:
+    """Of a machine that one test has for itself."""
+    directory = tmp_path / "machine"
+    directory.mkdir()
+    return make_spec(subject.image, directory)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def machine(
+    subject: Subject, hypervisor: Hypervisor, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Machine]:
+    """A machine that is up, shared by all tests of a module."""
+    spec = make_spec(subject.image, tmp_path_factory.mktemp("machine"))
+    async with hypervisor.machine(spec, RunningClock()) as machine:
+        await machine.power_on()
+        await machine.guest.ready(limit_s=BOOT_LIMIT_S)
+        yield machine
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Guest:
+    return machine.guest

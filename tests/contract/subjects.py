@@ -1,0 +1,156 @@
+"""The hypervisors that the contract is tested with, each with what tests do to its machines behind its back."""
+
+import itertools
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
+from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineSpec
+from vmwrapper.hypervisor.memory import FOLDER, LINK, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
+from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
+
+COUNTER = "counter"
+COUNTER_SCRIPT = """\
+#!/bin/sh
+while :; do
+    n=$((n + 1))
+    echo $n >count.new
+    mv count.new count
+done
+"""
+"""A program that never ends, and counts in the file `count` of its datadir."""
+
+_LIMIT_S = 20.0
+
+
+class Subject(Protocol):
+    """A hypervisor, and the hands of a guest's user or a host's owner."""
+
+    image: Path
+
+    def hypervisor(self) -> Hypervisor:
+        """A new one, not yet probed."""
+
+    async def make_folder(self, guest: Guest, path: str) -> None: ...
+    async def make_link(self, guest: Guest, path: str, target: str) -> None: ...
+    async def is_executable(self, guest: Guest, path: str) -> bool: ...
+    async def say(self, machine: Machine, words: bytes) -> None:
+        """Write to the guest's console."""
+
+    async def uptime_s(self, machine: Machine) -> float:
+        """The guest's own clock."""
+
+    def kill(self, machine: Machine, spec: MachineSpec) -> None:
+        """End the hypervisor's process."""
+
+    async def power_off_inside(self, machine: Machine) -> None: ...
+    async def panic(self, machine: Machine) -> None: ...
+
+
+class MemorySubject:
+    """See `Subject`."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+
+    def hypervisor(self) -> Hypervisor:
+        return MemoryHypervisor({COUNTER: _count}, boot_s=0.1, put_s=0.15)
+
+    async def make_folder(self, guest: Guest, path: str) -> None:
+        _files(guest)[path] = FOLDER
+
+    async def make_link(self, guest: Guest, path: str, target: str) -> None:
+        _files(guest)[path] = LINK
+
+    async def is_executable(self, guest: Guest, path: str) -> bool:
+        return _files(guest)[path].executable
+
+    async def say(self, machine: Machine, words: bytes) -> None:
+        _in_memory(machine).say(words)
+
+    async def uptime_s(self, machine: Machine) -> float:
+        return machine.cpu_time_s()
+
+    def kill(self, machine: Machine, spec: MachineSpec) -> None:
+        _in_memory(machine).end(MachineExited("killed"))
+
+    async def power_off_inside(self, machine: Machine) -> None:
+        _in_memory(machine).end(GuestPoweredOff("powered off"))
+
+    async def panic(self, machine: Machine) -> None:
+        _in_memory(machine).end(GuestPanicked("panicked"))
+
+
+class QemuSubject:
+    """See `Subject`."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+
+    def hypervisor(self) -> Hypervisor:
+        return QemuHypervisor()
+
+    async def make_folder(self, guest: Guest, path: str) -> None:
+        await _sh(guest, f"mkdir {shlex.quote(path)}")
+
+    async def make_link(self, guest: Guest, path: str, target: str) -> None:
+        await _sh(guest, f"ln -s {shlex.quote(target)} {shlex.quote(path)}")
+
+    async def is_executable(self, guest: Guest, path: str) -> bool:
+        return (await guest.run(["test", "-x", path], limit_s=_LIMIT_S)).status == 0
+
+    async def say(self, machine: Machine, words: bytes) -> None:
+        await machine.guest.run(["sh", "-c", "cat >/dev/console"], stdin=words, limit_s=_LIMIT_S)
+
+    async def uptime_s(self, machine: Machine) -> float:
+        result = await machine.guest.run(["cat", "/proc/uptime"], limit_s=_LIMIT_S)
+        return float(result.stdout.split()[0])
+
+    def kill(self, machine: Machine, spec: MachineSpec) -> None:
+        [process] = [child for child in psutil.Process().children() if str(spec.identity) in " ".join(child.cmdline())]
+        process.kill()
+
+    async def power_off_inside(self, machine: Machine) -> None:
+        await _last_command(machine.guest, "poweroff -f")
+
+    async def panic(self, machine: Machine) -> None:
+        await _last_command(machine.guest, "echo c >/proc/sysrq-trigger")
+
+
+def host_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:
+    files = {name: folder / f"input {number}" for number, name in enumerate(contents)}
+    for name, path in files.items():
+        path.write_bytes(contents[name])
+    return files
+
+
+async def _count(guest: MemoryGuest) -> int:
+    for number in itertools.count(1):
+        guest.write("/tmp/count", str(number).encode())
+        await guest.compute(0.01)
+    raise AssertionError  # there is always one more
+
+
+def _in_memory(machine: Machine) -> MemoryMachine:
+    assert isinstance(machine, MemoryMachine)
+    return machine
+
+
+def _files(guest: Guest) -> dict[str, GuestFile]:
+    assert isinstance(guest, MemoryGuest)
+    return guest.files
+
+
+async def _sh(guest: Guest, script: str) -> None:
+    result = await guest.run(["sh", "-c", script], limit_s=_LIMIT_S)
+    assert result.status == 0, result.stderr
+
+
+async def _last_command(guest: Guest, script: str) -> None:
+    """Run what the guest doesn't survive."""
+    with suppress(GuestSilent):
+        await guest.run(["sh", "-c", f"sleep 0.1; {script}"], limit_s=1)

@@ -1,0 +1,48 @@
+"""For tests that run real programs: what they need, and that nothing of theirs stays behind."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vmwrapper.folders import image_folder
+
+
+@pytest.fixture
+def default_image() -> Path:
+    """The guest that `make setup` builds."""
+    image = image_folder() / "default.vmguest"
+    if shutil.which("qemu-system-x86_64") is None or not image.exists():
+        pytest.skip("needs QEMU and the default guest: make setup")
+    return image
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """Fail a test that leaves a process, an open descriptor or a file of the wrapper's."""
+    descriptors = _open_descriptors()
+    yield
+    assert _our_machines() == []
+    assert psutil.Process().children(recursive=True) == []
+    assert _open_descriptors() <= descriptors
+    left = [str(path) for path in tmp_path.rglob("*") if path.name.startswith((".vmwrapper", "boinc_"))]
+    assert left == []
+
+
+def _our_machines() -> list[list[str]]:
+    """Command lines of the QEMU processes that are vmwrapper's, whoever their parent is."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if any(word.startswith("guest=vmwrapper ") for word in words):
+            found.append(words)
+    return found
+
+
+def _open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -1,0 +1,60 @@
+"""What the story needs of BOINC's application API: kept by the client's side, and by a twin for a run by hand."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from vmwrapper.errors import VmwrapperError
+
+
+class Request(Enum):
+    """What the client can want of us at any moment."""
+
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    QUIT = "quit"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What the client is told once a second."""
+
+    fraction_done: float
+    """0 to 1."""
+    cpu_time_s: float
+    """Total over all episodes."""
+    activity: str
+    """What is being done just now, for a person."""
+
+
+class AppApi(Protocol):
+    """One episode's view of its client. As a context manager it holds the slot's lock; entering raises SlotBusy."""
+
+    @property
+    def slot(self) -> Path:
+        """The slot directory, absolute."""
+
+    @property
+    def project(self) -> str: ...
+
+    @property
+    def result_name(self) -> str: ...
+
+    def resolve(self, logical_name: str) -> Path:
+        """The file that a logical name stands for; it need not exist."""
+
+    def episode(self) -> AbstractAsyncContextManager[None]:
+        """Hold the slot's lock and listen to the client. Raises SlotBusy where another wrapper does."""
+
+    def requests(self) -> AsyncIterator[Request]:
+        """What the client wants, as it comes, without end."""
+
+    def report(self, status: Status) -> None:
+        """Tell the client how far we are."""
+
+    def end(self, error: VmwrapperError | None) -> int:
+        """Tell the client how the episode ended, None for success, and return the exit status for our process."""

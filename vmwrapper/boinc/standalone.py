@@ -1,0 +1,83 @@
+"""The app API without a client: a person runs the job at a desk."""
+
+import asyncio
+import fcntl
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from vmwrapper.boinc.api import Request, Status
+from vmwrapper.errors import SlotBusy, VmwrapperError
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = "boinc_lockfile"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Standalone:
+    """See `AppApi`. Logical names are names of files in `slot`; Ctrl-C and SIGTERM are requests to quit."""
+
+    project = "standalone"
+
+    def __init__(self, slot: Path, *, result_name: str, show: Callable[[Status], None]) -> None:
+        """`show` is called with each status."""
+        self.slot = slot.absolute()
+        self.result_name = result_name
+        self.report = show
+        self._requests: asyncio.Queue[Request] = asyncio.Queue()
+
+    def resolve(self, logical_name: str) -> Path:
+        return self.slot / logical_name
+
+    @asynccontextmanager
+    async def episode(self) -> AsyncIterator[None]:
+        with self._locked(), self._signals():
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the slot's lock, which the kernel releases with the process."""
+        path = self.slot / LOCK_FILE
+        with path.open("wb") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SlotBusy(f"another vmwrapper is at work in {self.slot}") from error
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._interrupted)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _interrupted(self) -> None:
+        """Quit; a second signal ends us at once, as it ends a program that doesn't handle it."""
+        log.info("Stopping; once more to stop at once")
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        self._requests.put_nowait(Request.QUIT)
+
+    async def requests(self) -> AsyncIterator[Request]:
+        while True:
+            yield await self._requests.get()
+
+    def end(self, error: VmwrapperError | None) -> int:
+        if error is None:
+            log.info("Finish called")
+            return 0
+        log.error("%s", error)
+        return error.exit_status

@@ -1,0 +1,146 @@
+"""Arguments, logging, and the exit status that an error becomes."""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from vmwrapper import __version__
+from vmwrapper.boinc.standalone import Standalone
+from vmwrapper.errors import EXIT_INIT_FAILURE, EXIT_INTERRUPTED, VmwrapperError
+from vmwrapper.folders import image_folder
+from vmwrapper.hypervisor.interface import ProbeResult
+from vmwrapper.hypervisor.registry import Registry, all_hypervisors
+from vmwrapper.job.reader import read_job
+from vmwrapper.job.resolve import resolve_job
+from vmwrapper.terminal import log_to_stderr, progress_display
+from vmwrapper.wrapper import BOOT_LIMIT_S, Options, run_episode
+
+log = logging.getLogger(__name__)
+
+JOB_FILES = ("job.xml", "vbox_job.xml")
+_DESCRIPTION = "Runs an ordinary program inside a virtual machine, as a job file describes it."
+_EPILOG = f"""\
+Without a command: runs the job of the current directory, as the BOINC client wants it; the job file is
+{JOB_FILES[0]}, or else {JOB_FILES[1]}. Options go before the command or behind it.
+
+examples:
+  vmwrapper image build       make the guest that <vm>default</vm> means, once
+  vmwrapper check job.xml     say everything that is wrong with a job file
+  vmwrapper run job.xml       run it; its outputs appear beside it
+  vmwrapper probe             say which hypervisors this computer can use
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with BOINC's status for a bad option instead of argparse's."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_INIT_FAILURE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Be the program `vmwrapper`; its exit status."""
+    chosen = _parser().parse_args(arguments)
+    log_to_stderr(logging.DEBUG if chosen.verbose or chosen.debug else logging.INFO)
+    try:
+        return int(chosen.command(chosen))
+    except VmwrapperError as error:
+        log.error("%s", error, exc_info=chosen.debug)  # noqa: TRY400  (a person needs no traceback)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception:
+        log.exception("This is an error of vmwrapper itself. Please report it, with these lines")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
+    common.add_argument(
+        "--boot-limit", metavar="SECONDS", type=float, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
+    )
+    common.add_argument("--verbose", action="store_true", help="say more")
+    common.add_argument("--debug", action="store_true", help="say everything, with tracebacks")
+
+    parser = _Parser(
+        "vmwrapper",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"vmwrapper {__version__}")
+    parser.set_defaults(command=_run, job_file=None, backend=None, boot_limit=BOOT_LIMIT_S, verbose=False, debug=False)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    run = commands.add_parser("run", parents=[common], help="run a job file's job")
+    run.add_argument("job_file", type=Path, help="its outputs appear beside it")
+    run.set_defaults(command=_run)
+    check = commands.add_parser("check", parents=[common], help="name every problem of a job file")
+    check.add_argument("job_file", type=Path)
+    check.set_defaults(command=_check)
+    probe = commands.add_parser("probe", parents=[common], help="show the hypervisors that this computer can use")
+    probe.add_argument("--json", action="store_true", help="for programs")
+    probe.set_defaults(command=_probe)
+    image = commands.add_parser("image", help="base images")
+    build = image.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "build", parents=[common], help="make the default guest from Debian's packages, unless it is there"
+    )
+    build.add_argument("--output", type=Path, help="where to put it (the image folder)")
+    build.set_defaults(command=_image_build)
+    return parser
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    job_file = (chosen.job_file or _job_file_here()).absolute()
+    options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit)
+    with progress_display() as show:
+        api = Standalone(job_file.parent, result_name=job_file.stem, show=show)
+        return run_episode(job_file, api, Registry(all_hypervisors()), options)
+
+
+def _job_file_here() -> Path:
+    return next((Path(name) for name in JOB_FILES if Path(name).exists()), Path(JOB_FILES[0]))
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    job_file = chosen.job_file.absolute()
+    job = read_job(job_file)
+    slot = job_file.parent
+    suffixes = [suffix for hypervisor in all_hypervisors() for suffix in hypervisor.image_suffixes]
+    resolve_job(job, job_file, slot.joinpath, slot=slot, image_suffixes=[suffixes] * len(job.tasks))
+    print(f"{chosen.job_file} is a good job file: {len(job.tasks)} task(s)")  # noqa: T201  (the command's answer)
+    return 0
+
+
+def _probe(chosen: argparse.Namespace) -> int:
+    async def probe_all() -> list[ProbeResult]:
+        return [await hypervisor.probe() for hypervisor in all_hypervisors()]
+
+    results = asyncio.run(probe_all())
+    if chosen.json:
+        print(json.dumps([asdict(result) for result in results], indent=2))  # noqa: T201
+    else:
+        print("\n".join(map(_described, results)))  # noqa: T201
+    return 0
+
+
+def _described(result: ProbeResult) -> str:
+    usable = ("usable, accelerated" if result.accelerated else "usable, slowly") if result.usable else "not usable"
+    return "\n  ".join([f"{result.name} {result.version or ''}: {usable}", *result.reasons])
+
+
+def _image_build(chosen: argparse.Namespace) -> int:
+    from vmwrapper.guest.image import build_default_image  # noqa: PLC0415  (only here its libraries are needed)
+
+    destination = chosen.output or image_folder() / "default.vmguest"
+    asyncio.run(build_default_image(destination, report=log.info))
+    return 0

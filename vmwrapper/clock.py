@@ -1,0 +1,64 @@
+"""Time in which the job was allowed to run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class _Limit:
+    timeout: asyncio.Timeout
+    ends_at_s: float  # on the running clock
+
+
+class RunningClock:
+    """Counts seconds of the event loop's clock, but not those between `stop` and `go`.
+
+    Time limits of everything that happens in a guest are counted on it: a job that its volunteer suspends over the
+    weekend has not timed out on Monday. Starts going. Must be made inside a running event loop.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._counted_s = 0.0
+        self._since: float | None = self._loop.time()
+        self._limits: set[_Limit] = set()
+
+    @property
+    def elapsed_s(self) -> float:
+        running = 0.0 if self._since is None else self._loop.time() - self._since
+        return self._counted_s + running
+
+    def stop(self) -> None:
+        """Stand still. A second call does nothing."""
+        self._counted_s = self.elapsed_s
+        self._since = None
+        self._reschedule()
+
+    def go(self) -> None:
+        """Count on. A second call does nothing."""
+        if self._since is None:
+            self._since = self._loop.time()
+            self._reschedule()
+
+    @asynccontextmanager
+    async def timeout(self, limit_s: float) -> AsyncIterator[None]:
+        """Like asyncio.timeout, on this clock: raises TimeoutError in the body after `limit_s` running seconds."""
+        async with asyncio.timeout(None) as timeout:
+            limit = _Limit(timeout, self.elapsed_s + limit_s)
+            self._limits.add(limit)
+            self._schedule(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+    def _reschedule(self) -> None:
+        for limit in self._limits:
+            if not limit.timeout.expired():
+                self._schedule(limit)
+
+    def _schedule(self, limit: _Limit) -> None:
+        going = self._since is not None
+        limit.timeout.reschedule(self._loop.time() + limit.ends_at_s - self.elapsed_s if going else None)

@@ -1,0 +1,31 @@
+"""Structured concurrency, with errors that don't tell of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from vmwrapper.errors import VmwrapperError
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Let the first expected error of a task group out as itself, or else the first error."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group.subgroup(VmwrapperError) or group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+@asynccontextmanager
+async def beside(*guards: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Run these beside the block, and cancel them at its end. What one of them raises ends the block and comes out."""
+    with ungrouped():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(guard) for guard in guards]
+            yield
+            for task in tasks:
+                task.cancel()

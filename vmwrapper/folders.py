@@ -1,0 +1,19 @@
+"""Where vmwrapper keeps what outlives a job."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: guest images and verdicts on accelerators.
+
+    It need not exist or be writable. VMWRAPPER_CACHE overrides the user's own cache folder.
+    """
+    if chosen := os.environ.get("VMWRAPPER_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmwrapper"
+
+
+def image_folder() -> Path:
+    """The folder in which base images are looked for by name, and into which `vmwrapper image build` puts its own."""
+    return cache_folder() / "images"

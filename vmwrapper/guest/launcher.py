@@ -1,0 +1,126 @@
+"""Starts the program in the guest, and follows the files that the launcher there keeps of it.
+
+All that is known of a running program stands in files of the guest: no session and no process number of the host's is
+needed to follow it, so that a wrapper that was restarted goes on where the last one was.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+
+from vmwrapper.errors import GuestError, JobError
+from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, CommandResult, Guest
+
+_HOME = "/run/vmwrapper"
+_NO_SUCH_USER = 67
+_VERB_LIMIT_S = 60.0
+_TAIL_BYTES = 2048
+_EXIT = re.compile(r"status=(\d{1,3}) user=(\d+)m([\d.]+)s system=(\d+)m([\d.]+)s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What to run: paths are relative to `datadir`."""
+
+    path: str
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str]
+    stdin: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFacts:
+    """What the guest says of itself."""
+
+    boot_id: str
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramEnd:
+    """How the program ended, as the guest tells it."""
+
+    status: int
+    """As a shell counts: 128 and a signal's number where a signal ended it."""
+    user_s: float
+    system_s: float
+
+    def __str__(self) -> str:
+        signal = self.status - 128
+        return f"killed by signal {signal}" if 0 < signal <= 64 else f"exit status {self.status}"
+
+
+class Launcher:
+    """The launcher in one guest, for one program that runs as `user` in `datadir`."""
+
+    def __init__(self, guest: Guest, *, datadir: str, user: str) -> None:
+        self._guest = guest
+        self._datadir = datadir
+        self._user = user
+        self._script = (package_files(__package__) / "launcher.sh").read_bytes()
+
+    async def prepare(self, *, scratch: bool) -> GuestFacts:
+        """Make datadir, on the scratch disk if there is one, and see to the user.
+
+        Raises JobError for a user that the guest doesn't have, GuestError where the guest can't do it.
+        """
+        result = await self._run("prepare", self._datadir, self._user, SCRATCH_SERIAL if scratch else "none")
+        if result.status == _NO_SUCH_USER:
+            raise JobError(f"the guest has no user {self._user!r}: name one that its image has")
+        if result.status != 0:
+            raise GuestError(f"the guest could not be prepared: {printable(result.stderr)}")
+        facts = dict(line.partition("=")[::2] for line in printable(result.stdout).splitlines())
+        return GuestFacts(facts.get("boot_id", "unknown"), facts.get("kernel", "unknown"))
+
+    async def start(self, program: Program) -> None:
+        """Start the program. It goes on without anybody following it."""
+        command = _command(program, self._datadir)
+        result = await self._run("start", self._datadir, self._user, program.path, command)
+        if result.status != 0:
+            raise GuestError(f"the program could not be started: {printable(result.stderr)}")
+
+    async def ended(self) -> ProgramEnd | None:
+        """How the program ended, or None while it runs. One cheap question to the guest."""
+        said = await self._guest.read(f"{_HOME}/exit", limit_bytes=256)
+        if said is None:
+            return None
+        found = _EXIT.fullmatch(printable(said))
+        if found is None:
+            raise GuestError(f"the guest's record of the program's end makes no sense: {printable(said)!r}")
+        status, user_min, user_s, system_min, system_s = map(float, found.groups())
+        return ProgramEnd(status=int(status), user_s=60 * user_min + user_s, system_s=60 * system_min + system_s)
+
+    async def last_words(self, *, stderr: str | None) -> str:
+        """The end of what the program wrote to its standard error, which the job may have sent to a file."""
+        path = f"{self._datadir}/{stderr}" if stderr else f"{_HOME}/scratch/stderr"
+        result = await self._guest.run(["tail", "-c", str(_TAIL_BYTES), path], limit_s=_VERB_LIMIT_S)
+        return printable(result.stdout)
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """Remove files from datadir. Nothing relies on it."""
+        await self._guest.run(["rm", "-f", "--", *(f"{self._datadir}/{name}" for name in names)], limit_s=_VERB_LIMIT_S)
+
+    async def _run(self, *arguments: str) -> CommandResult:
+        return await self._guest.run(["sh", "-s", "--", *arguments], stdin=self._script, limit_s=_VERB_LIMIT_S)
+
+
+def _command(program: Program, datadir: str) -> str:
+    """A POSIX shell script that becomes the program; run as the program's user, it opens the program's files."""
+    redirections = [("<", program.stdin), (">>", program.stdout), ("2>>", program.stderr)]
+    words = [
+        "exec",
+        shlex.quote(f"./{program.path}"),
+        *map(shlex.quote, program.arguments),
+        *(f"{sign}{shlex.quote(f'./{name}')}" for sign, name in redirections if name),
+    ]
+    lines = [
+        f"cd {shlex.quote(datadir)} || exit 126",
+        *(f"export {name}={shlex.quote(value)}" for name, value in program.environment.items()),
+        " ".join(words),
+    ]
+    return "\n".join(lines) + "\n"

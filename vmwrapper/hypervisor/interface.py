@@ -1,0 +1,174 @@
+"""What the story asks of a hypervisor, in five nouns; each backend turns them into its own.
+
+Hypervisor   finds out whether it can be used here, and creates machines
+Machine      one virtual machine of one task, from power-on to removal
+Guest        what runs inside it: files in and out, commands
+Abilities    what this hypervisor can do at all; what is missing, nobody asks for
+MachineSpec  what a machine is made from
+
+Every verb names the state it brings about, so that a second call does nothing. Every verb may be cancelled at any
+await; the machine is then good for nothing but the end of its block, which puts the world right. Time limits count on
+the RunningClock that the machine was created with. Errors are those of errors.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from vmwrapper.clock import RunningClock
+
+MIB = 1024 * 1024
+
+SCRATCH_SERIAL = "vmwrapper-scratch"
+"""The serial number by which a guest finds its scratch disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a hypervisor can do beyond running a machine."""
+
+    memory_snapshots: bool = False
+    """A snapshot contains the guest's memory, so that a restart goes on where it was taken."""
+    live_snapshots: bool = False
+    """It is taken while the guest runs on."""
+    guest_network: bool = False
+    """The guest can be given a network that reaches neither the host nor its neighbours."""
+    screen: bool = False
+    """There is a picture of the guest's screen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """Whether a hypervisor can be used on this host."""
+
+    name: str
+    version: str | None
+    """None where it was not found."""
+    usable: bool
+    accelerated: bool
+    """Guests run on the processor itself."""
+    reasons: tuple[str, ...]
+    """Sentences for a volunteer: why it can't be used, or only slowly, and what would help."""
+    abilities: Abilities
+
+
+@dataclass(frozen=True, slots=True)
+class MachineIdentity:
+    """By whom a machine is ours: kept in the hypervisor's own name or description of it."""
+
+    project: str
+    result_name: str
+    slot: str
+    """The slot directory's absolute path."""
+
+    def __str__(self) -> str:
+        return f"vmwrapper {self.project} {self.result_name} {self.slot}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """What a machine is made from."""
+
+    identity: MachineIdentity
+    image: Path
+    """Base image. Read only, and shared with other machines."""
+    directory: Path
+    """An empty directory for the machine's own files, as long as it exists."""
+    memory_mib: int
+    cpus: int
+    scratch_mib: int
+    """Size of the empty second disk; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """How a command in the guest ended. All of it was said by the guest: hostile."""
+
+    status: int
+    """Exit status; 128 and more for a signal, as a shell counts."""
+    stdout: bytes
+    stderr: bytes
+
+
+class Guest(Protocol):
+    """The inside of a machine that is powered on."""
+
+    async def ready(self, *, limit_s: float) -> None:
+        """Wait until the guest takes commands. Raises GuestSilent after `limit_s`."""
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
+        """Run a command as the guest's administrator, to its end; at most 64 KiB of input, 1 MiB of output.
+
+        `argv[0]` is looked up on the guest's PATH. Raises GuestSilent after `limit_s`; the command may then go on.
+        """
+
+    async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
+        """A small file's first `limit_bytes`, or None where there is none: cheap enough to ask each second."""
+
+    async def put(self, files: Mapping[str, Path], directory: str) -> None:
+        """Copy files of the host into a directory of the guest, which exists.
+
+        `files` maps names in the guest, relative to `directory`, to files of the host. The executable bit is kept,
+        owners are not. On return all are there whole, by checksum. Raises TransferFailed, and JobError for a file that
+        can't be read.
+        """
+
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
+        """Copy files out of a directory of the guest; the names of those that were there.
+
+        `files` maps names in the guest to files of the host, which must not exist: they are made new. What is not a
+        regular file in the guest counts as not there. On return what was there is whole, by checksum; on an error some
+        of the files may have been made, whole or not. Raises TransferFailed, also for more than `limit_bytes` in all.
+        """
+
+
+class Machine(Protocol):
+    """One virtual machine. Created powered off; gone, with all that belongs to it, at the end of its block."""
+
+    @property
+    def guest(self) -> Guest: ...
+
+    @property
+    def console_tail(self) -> str:
+        """The last lines that the guest wrote to its console: hostile, printable, at most 64 KiB."""
+
+    async def power_on(self) -> None:
+        """On return the guest boots. Raises MachineExited where the hypervisor gave up."""
+
+    async def power_off(self) -> None:
+        """On return the guest does not run and will not: a pulled plug. Never raises for a machine that is off."""
+
+    async def pause(self) -> None:
+        """On return no instruction of the guest is executed, and its clock stands still."""
+
+    async def resume(self) -> None:
+        """On return the guest runs on."""
+
+    async def watch(self) -> NoReturn:
+        """Never returns: raises MachineExited, GuestPanicked or GuestPoweredOff when the machine ends by itself.
+
+        To be awaited beside everything else, from power_on on.
+        """
+
+    def cpu_time_s(self) -> float:
+        """CPU time that the machine has used on the host since power_on. Never falls, also after the machine's end."""
+
+
+class Hypervisor(Protocol):
+    """One program or service that runs virtual machines."""
+
+    @property
+    def name(self) -> str:
+        """As in a job file's <backend>."""
+
+    @property
+    def image_suffixes(self) -> tuple[str, ...]:
+        """How the names of base images that it runs end, best first: what completes a name without extension."""
+
+    async def probe(self) -> ProbeResult:
+        """Find out whether it can be used, within 3 s. Never raises for a broken hypervisor."""
+
+    def machine(self, spec: MachineSpec, clock: RunningClock) -> AbstractAsyncContextManager[Machine]:
+        """Create a machine, powered off. Raises JobError for an image that it can't use."""

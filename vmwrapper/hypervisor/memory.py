@@ -1,0 +1,312 @@
+"""A hypervisor in memory, for tests: it keeps the contract of interface.py without a processor.
+
+A guest is a dictionary of files and the few commands that the story uses; programs are Python functions. What can go
+wrong is asked for in plain words: `boot_s=inf` is a guest that never gets ready, `put_s=10` a slow copy, and a program,
+or a test, ends its machine with `machine.end(GuestPanicked("..."))`.
+"""
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.concurrency import ungrouped
+from vmwrapper.errors import GuestError, GuestSilent, JobError, MachineExited, TransferFailed, VmwrapperError
+from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.interface import Abilities, CommandResult, Machine, MachineSpec, ProbeResult
+
+IMAGE = b"a base image for the hypervisor in memory\n"
+LAUNCHER_HOME = "/run/vmwrapper"
+STDERR = f"{LAUNCHER_HOME}/scratch/stderr"
+"""Where the launcher keeps what a program says on its standard error."""
+
+_FOLDERS = ("/run", "/tmp")  # noqa: S108  (in the guest)
+_CONSOLE_LIMIT_BYTES = 64 * 1024
+_NOT_FOUND = 127
+_DONE = CommandResult(0, b"", b"")
+
+Program = Callable[["MemoryGuest"], Coroutine[Any, Any, int]]
+"""Works on the guest's files and returns its exit status; its time passes in `MemoryGuest.compute`."""
+
+
+class Power(Enum):
+    """What a machine is doing."""
+
+    OFF = "off"
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFile:
+    """One name in a guest."""
+
+    content: bytes = b""
+    executable: bool = False
+    regular: bool = True
+    """Otherwise a folder or a link."""
+
+
+FOLDER = GuestFile(regular=False)
+LINK = GuestFile(regular=False)
+
+
+class MemoryHypervisor:
+    """See `Hypervisor`. `machines` are all that there ever were."""
+
+    name = "memory"
+    image_suffixes = (".memory",)
+
+    def __init__(
+        self,
+        programs: Mapping[str, Program] | None = None,
+        *,
+        boot_s: float = 0.0,
+        answer_s: float = 0.0,
+        put_s: float = 0.0,
+    ) -> None:
+        """`programs` by their file's name in the guest; a boot, any answer of a guest, and a `put` take their time."""
+        self.programs = programs or {}
+        self.answer_s = answer_s
+        self.boot_s = boot_s
+        self.put_s = put_s
+        self.machines: list[MemoryMachine] = []
+
+    async def probe(self) -> ProbeResult:
+        return ProbeResult(
+            name=self.name, version="1", usable=True, accelerated=True, reasons=(), abilities=Abilities()
+        )
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
+        if not spec.image.is_file() or spec.image.read_bytes() != IMAGE:
+            raise JobError(f"{spec.image} is no image for the hypervisor in memory")
+        with ungrouped():
+            async with asyncio.TaskGroup() as processes:
+                machine = MemoryMachine(self, clock, processes)
+                self.machines.append(machine)
+                try:
+                    yield machine
+                finally:
+                    await machine.power_off()
+
+
+class MemoryMachine:
+    """See `Machine`. Its processor is busy whenever it runs, so that its CPU time is its running time."""
+
+    def __init__(self, hypervisor: MemoryHypervisor, clock: RunningClock, processes: asyncio.TaskGroup) -> None:
+        self.hypervisor = hypervisor
+        self.clock = clock
+        self.power = Power.OFF
+        self.off = asyncio.Event()
+        self._processes = processes
+        self._process: asyncio.Task[None] | None = None
+        self._awake = asyncio.Event()
+        self._end: asyncio.Future[VmwrapperError] = asyncio.get_running_loop().create_future()
+        self._own_clock = RunningClock()
+        self._console = b""
+        self._enter(Power.OFF)
+        self.guest = MemoryGuest(self)
+
+    @property
+    def console_tail(self) -> str:
+        return printable(self._console)
+
+    async def power_on(self) -> None:
+        if self.power is Power.OFF:
+            self._end = asyncio.get_running_loop().create_future()
+            self.guest = MemoryGuest(self)
+            self._enter(Power.RUNNING)
+
+    async def power_off(self) -> None:
+        self._enter(Power.OFF)
+
+    async def pause(self) -> None:
+        if self.power is Power.RUNNING:
+            self._enter(Power.PAUSED)
+
+    async def resume(self) -> None:
+        if self.power is Power.OFF:
+            raise self._why_off()
+        self._enter(Power.RUNNING)
+
+    async def watch(self) -> NoReturn:
+        raise await asyncio.shield(self._end)
+
+    def cpu_time_s(self) -> float:
+        return self._own_clock.elapsed_s
+
+    def end(self, error: VmwrapperError) -> None:
+        """End by itself, as `watch` then tells it."""
+        if self.power is not Power.OFF:
+            self._enter(Power.OFF)
+            self._end.set_result(error)
+
+    def say(self, words: bytes) -> None:
+        """Write to the console."""
+        self._console = (self._console + words)[-_CONSOLE_LIMIT_BYTES:]
+
+    async def awake(self) -> None:
+        """Wait until the machine is not paused. Raises MachineExited where it is off, or what it ended with."""
+        await self._awake.wait()
+        if self.power is Power.OFF:
+            raise self._why_off()
+
+    async def passes(self, seconds: float) -> None:
+        """Wait for so much of the machine's running time, or for its end."""
+        with suppress(TimeoutError):
+            async with self._own_clock.timeout(seconds):
+                await self.off.wait()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on until `end_process` or the machine's end."""
+        self._process = self._processes.create_task(work)
+
+    def end_process(self) -> None:
+        if self._process is not None:
+            self._process.cancel()
+
+    def _why_off(self) -> VmwrapperError:
+        return self._end.result() if self._end.done() else MachineExited("the machine is off")
+
+    def _enter(self, power: Power) -> None:
+        self.power = power
+        match power:
+            case Power.RUNNING:
+                self._own_clock.go()
+                self._awake.set()
+                self.off.clear()
+            case Power.PAUSED:
+                self._own_clock.stop()
+                self._awake.clear()
+            case Power.OFF:
+                self._own_clock.stop()
+                self._awake.set()
+                self.off.set()
+                self.end_process()
+
+
+class MemoryGuest:
+    """See `Guest`. `files` by their absolute path."""
+
+    def __init__(self, machine: MemoryMachine) -> None:
+        self.machine = machine
+        self.files: dict[str, GuestFile] = dict.fromkeys(_FOLDERS, FOLDER)
+        self._boots = machine.cpu_time_s()
+
+    def write(self, path: str, content: bytes) -> None:
+        self.files[path] = GuestFile(content)
+
+    async def compute(self, seconds: float) -> None:
+        """What a program does for so many seconds in which its machine runs."""
+        await self.machine.passes(seconds)
+
+    async def ready(self, *, limit_s: float) -> None:
+        async with self._bounded(limit_s):
+            await self.machine.passes(self.machine.hypervisor.boot_s - (self.machine.cpu_time_s() - self._boots))
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
+        async with self._bounded(limit_s):
+            return await self._run(argv, stdin)
+
+    async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
+        await self._answers()
+        file = self.files.get(path)
+        return file.content[:limit_bytes] if file and file.regular else None
+
+    async def put(self, files: Mapping[str, Path], directory: str) -> None:
+        loaded = {f"{directory}/{name}": await asyncio.to_thread(_load, path) for name, path in files.items()}
+        await self._answers()
+        await self.machine.passes(self.machine.hypervisor.put_s)
+        await self.machine.awake()
+        if directory not in self.files:
+            raise TransferFailed(f"the guest has no directory {directory}")
+        self.files |= loaded
+
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
+        await self._answers()
+        found = {name: self.files.get(f"{directory}/{name}") for name in files}
+        arriving = {name: file.content for name, file in found.items() if file and file.regular}
+        if sum(map(len, arriving.values())) > limit_bytes:
+            raise TransferFailed(f"the outputs are larger than {limit_bytes} bytes")
+        for name, content in arriving.items():
+            with files[name].open("xb") as file:
+                await asyncio.to_thread(file.write, content)
+        return frozenset(arriving)
+
+    async def _answers(self) -> None:
+        await self.machine.awake()
+        await self.machine.passes(self.machine.hypervisor.answer_s)
+        await self.machine.awake()
+
+    @asynccontextmanager
+    async def _bounded(self, limit_s: float) -> AsyncIterator[None]:
+        try:
+            async with self.machine.clock.timeout(limit_s):
+                await self._answers()
+                yield
+                await self.machine.awake()
+        except TimeoutError as error:
+            raise GuestSilent(f"no answer from the guest within {limit_s:g} s") from error
+
+    async def _run(self, argv: Sequence[str], stdin: bytes) -> CommandResult:  # noqa: PLR0911  (one for each command)
+        match list(argv):
+            case ["true"]:
+                return _DONE
+            case ["false"]:
+                return CommandResult(1, b"", b"")
+            case ["sleep", seconds]:
+                await self.machine.passes(float(seconds))
+                return _DONE
+            case ["cat"]:
+                return CommandResult(0, stdin, b"")
+            case ["cat", path]:
+                return self._tail(path, None)
+            case ["tail", "-c", count, path]:
+                return self._tail(path, int(count))
+            case ["rm", "-f", "--", *paths]:
+                for path in paths:
+                    self.files.pop(path, None)
+                return _DONE
+            case ["sh", "-s", "--", verb, *arguments]:
+                return self._launch(verb, arguments)
+        raise GuestError(f"the guest has no command {argv[0]!r}")
+
+    def _tail(self, path: str, count: int | None) -> CommandResult:
+        file = self.files.get(path)
+        if file is None or not file.regular:
+            return CommandResult(1, b"", f"{path}: No such file\n".encode())
+        return CommandResult(0, file.content if count is None else file.content[-count:], b"")
+
+    def _launch(self, verb: str, arguments: Sequence[str]) -> CommandResult:
+        """What guest/launcher.sh does."""
+        match verb, arguments:
+            case "prepare", [datadir, _, _]:
+                self.files[datadir] = FOLDER
+                return CommandResult(0, b"boot_id=memory\nkernel=memory\n", b"")
+            case "start", [datadir, _, program, _] if f"{LAUNCHER_HOME}/started" not in self.files:
+                self.files[f"{LAUNCHER_HOME}/started"] = FOLDER
+                self.machine.start(self._supervise(datadir, program))
+                return _DONE
+            case "end", []:
+                self.machine.end_process()
+                return _DONE
+        return CommandResult(1, b"", b"the launcher can't do that, or not again\n")
+
+    async def _supervise(self, datadir: str, name: str) -> None:
+        await self.machine.awake()
+        program = self.machine.hypervisor.programs.get(name)
+        status = await program(self) if program and f"{datadir}/{name}" in self.files else _NOT_FOUND
+        self.write(f"{LAUNCHER_HOME}/exit", f"status={status} user=0m0.25s system=0m0.50s\n".encode())
+
+
+def _load(path: Path) -> GuestFile:
+    try:
+        return GuestFile(path.read_bytes(), executable=bool(path.stat().st_mode & stat.S_IXUSR))
+    except OSError as error:
+        raise JobError(f"can't read the input {path}: {error.strerror}") from error

@@ -1,0 +1,104 @@
+"""QEMU as a hypervisor: found, tried out, and asked for machines."""
+
+import asyncio
+import logging
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.errors import NoUsableHypervisor, ProcessFailed
+from vmwrapper.folders import cache_folder
+from vmwrapper.hypervisor.interface import Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.qemu import accelerator
+from vmwrapper.hypervisor.qemu.accelerator import Accelerator
+from vmwrapper.hypervisor.qemu.base_image import IMAGE_SUFFIXES, open_base_image
+from vmwrapper.hypervisor.qemu.command import Qemu, name_option
+from vmwrapper.hypervisor.qemu.files import machine_files
+from vmwrapper.hypervisor.qemu.machine import QemuMachine
+from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
+from vmwrapper.process import run
+
+log = logging.getLogger(__name__)
+
+_OLDEST_VERSION = (7, 0)
+_VERSION = re.compile(r"\d+\.\d+(\.\d+)*")
+_HELP_LIMIT_S = 5.0
+_INSTALL = "on Debian or Ubuntu: apt-get install qemu-system-x86 qemu-utils"
+
+
+class QemuHypervisor:
+    """See `Hypervisor`."""
+
+    name = "qemu"
+    image_suffixes = IMAGE_SUFFIXES
+
+    def __init__(self) -> None:
+        self._qemu: Qemu | None = None
+
+    async def probe(self) -> ProbeResult:
+        system, img = shutil.which("qemu-system-x86_64"), shutil.which("qemu-img")
+        if system is None or img is None:
+            return self._result(None, f"{'qemu-img' if system else 'QEMU'} is not installed; {_INSTALL}")
+        try:
+            version, sandbox = await _facts(Path(system))
+            if tuple(map(int, version.split(".")[:2])) < _OLDEST_VERSION:
+                return self._result(version, f"QEMU is too old: 7.0 or newer is needed; {_INSTALL}")
+            chosen, verdicts = await accelerator.best(Path(system), cache=cache_folder())
+        except ProcessFailed as error:
+            return self._result(None, f"QEMU does not start: {error}")
+        self._qemu = Qemu(system=Path(system), img=Path(img), accelerator=chosen, sandbox=sandbox)
+        return self._result(version, *(verdict.reason for verdict in verdicts))
+
+    def _result(self, version: str | None, *reasons: str) -> ProbeResult:
+        return ProbeResult(
+            name=self.name,
+            version=version,
+            usable=self._qemu is not None,
+            accelerated=self._qemu is not None and self._qemu.accelerator is not Accelerator.TCG,
+            reasons=reasons,
+            abilities=Abilities(),
+        )
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
+        if self._qemu is None:
+            raise NoUsableHypervisor("QEMU was not probed, or was found unusable")
+        image = await asyncio.to_thread(open_base_image, spec.image)
+        await asyncio.to_thread(_end_orphans, spec.identity)
+        async with machine_files(image, spec, self._qemu.img) as files:
+            machine = QemuMachine(self._qemu, spec, image=image, files=files, clock=clock)
+            try:
+                yield machine
+            finally:
+                await machine.power_off()
+
+
+async def _facts(system: Path) -> tuple[str, bool]:
+    """QEMU's version, and whether it can be sandboxed. Raises ProcessFailed where it doesn't start."""
+    file, question = cache_folder() / "qemu.json", identity(system)
+    match recall(file, question):
+        case [str(version), bool(sandbox)] if _VERSION.fullmatch(version):
+            return version, sandbox
+    said = (await run([str(system), "-help"], limit_s=_HELP_LIMIT_S)).decode(errors="replace")
+    found = _VERSION.search(said)
+    if found is None:
+        raise ProcessFailed(f"{system} doesn't tell its version")
+    facts = found[0], "\n-sandbox" in said
+    keep(file, question, facts)
+    return facts
+
+
+def _end_orphans(identity: MachineIdentity) -> None:
+    """End the QEMU of an earlier episode of this job, whose wrapper died before the kernel knew of their bond."""
+    name = name_option(identity)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if name in process.cmdline():
+                log.warning("ending QEMU %d, left over from an earlier episode", process.pid)
+                process.kill()
+                process.wait(timeout=5)

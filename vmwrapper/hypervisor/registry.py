@@ -1,0 +1,49 @@
+"""The hypervisors there are, and which of them runs a task."""
+
+import logging
+
+from vmwrapper.errors import JobError, NoUsableHypervisor
+from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
+from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
+
+log = logging.getLogger(__name__)
+
+
+def all_hypervisors() -> tuple[Hypervisor, ...]:
+    """One of each, in the order of preference among equals."""
+    return (QemuHypervisor(),)
+
+
+class Registry:
+    """Probes each hypervisor once, when it is first wanted."""
+
+    def __init__(self, hypervisors: tuple[Hypervisor, ...]) -> None:
+        self._hypervisors = hypervisors
+        self._results: dict[str, ProbeResult] = {}
+
+    async def choose(self, wanted: str | None) -> Hypervisor:
+        """The hypervisor with this name, or the best usable one: accelerated ones first.
+
+        Raises JobError for a name that there is none of, NoUsableHypervisor where it can't be used on this host.
+        """
+        candidates = [hypervisor for hypervisor in self._hypervisors if wanted in (None, hypervisor.name)]
+        if not candidates:
+            known = ", ".join(hypervisor.name for hypervisor in self._hypervisors)
+            raise JobError(f"there is no backend {wanted!r} in this version: it has {known}")
+        results = [await self._probe(hypervisor) for hypervisor in candidates]
+        usable = [pair for pair in zip(results, candidates, strict=True) if pair[0].usable]
+        if not usable:
+            raise NoUsableHypervisor("; ".join(reason for result in results for reason in result.reasons))
+        _, chosen = max(usable, key=lambda pair: pair[0].accelerated)
+        return chosen
+
+    async def _probe(self, hypervisor: Hypervisor) -> ProbeResult:
+        if hypervisor.name not in self._results:
+            result = await hypervisor.probe()
+            how = "with hardware acceleration" if result.accelerated else "without hardware acceleration"
+            if result.usable:
+                log.info("Connected to %s %s, %s", result.name, result.version, how)
+            for reason in result.reasons:
+                log.debug("%s: %s", result.name, reason)
+            self._results[hypervisor.name] = result
+        return self._results[hypervisor.name]

@@ -1,0 +1,49 @@
+"""A job as the rest of the program sees it, whatever dialect its file was written in."""
+
+from dataclasses import dataclass, field
+
+DEFAULT_IMAGE = "default"
+DEFAULT_MEMORY_MIB = 256
+DEFAULT_SCRATCH_MIB = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One program, run once in one virtual machine. Names are as written in the job file, not yet resolved."""
+
+    line: int
+    """The line of the job file on which the task begins, from 1."""
+    vm: str = DEFAULT_IMAGE
+    """Base image: a logical name or path, with or without extension; `default` is the guest we build."""
+    innerjob: str
+    """The program: the name of an input file."""
+    user: str = "root"
+    password: str | None = field(default=None, repr=False)
+    datadir: str = "/tmp"  # noqa: S108  (in the guest)
+    """Absolute directory in the guest: working directory, home of inputs and outputs."""
+    data: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
+    partial_credit: bool = False
+    snapshots: bool = True
+    """Whether periodic checkpoints are taken."""
+    backend: str | None = None
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    cpus: int = 1
+    scratch_mib: int = DEFAULT_SCRATCH_MIB
+    """Size of the disk mounted at datadir; 0 for none."""
+    weight: float = 1.0
+    """Share of the job's fraction done, in units of its own; above 0."""
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    stdin: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    time_limit_s: float | None = None
+    """Longest running time of the program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A whole job file: at least one task, run one after the other."""
+
+    tasks: tuple[Task, ...]

@@ -1,0 +1,152 @@
+"""One task in its machine: prepare, copy in, run, follow, copy out."""
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from vmwrapper.concurrency import beside
+from vmwrapper.errors import GuestError, MachineExited, ProgramFailed, TimeLimitExceeded
+from vmwrapper.guest.launcher import Launcher, Program, ProgramEnd
+from vmwrapper.hypervisor.interface import MIB, Machine
+from vmwrapper.job.resolve import ResolvedTask
+from vmwrapper.progress import Progress
+from vmwrapper.run_state import RunState
+
+log = logging.getLogger(__name__)
+
+CONSOLE_LINES = 20
+_FIRST_LOOK_S = 0.05
+_LONGEST_LOOK_S = 1.0
+
+
+class TaskRun:
+    """The run of one task in a machine of its own, which is powered off before and after."""
+
+    def __init__(
+        self,
+        resolved: ResolvedTask,
+        machine: Machine,
+        *,
+        run_state: RunState,
+        progress: Progress,
+        boot_limit_s: float,
+    ) -> None:
+        """`boot_limit_s` is running time from power-on until the guest takes commands."""
+        self._resolved = resolved
+        self._task = resolved.task
+        self._machine = machine
+        self._run_state = run_state
+        self._progress = progress
+        self._boot_limit_s = boot_limit_s
+
+    async def run(self) -> None:
+        """From power-on to the outputs in their places. Raises what ended the task otherwise."""
+        await self._run_state.may_run()
+        self._progress.activity = "booting"
+        await self._machine.power_on()
+        log.info("Machine is on")
+        try:
+            async with beside(self._machine.watch(), self._run_state.drive(self._machine)):
+                await self._in_guest()
+        except (GuestError, MachineExited):
+            self._log_console()
+            raise
+        finally:
+            await self._machine.power_off()
+
+    async def _in_guest(self) -> None:
+        guest = self._machine.guest
+        await guest.ready(limit_s=self._boot_limit_s)
+        launcher = Launcher(guest, datadir=self._task.datadir, user=self._task.user)
+        facts = await launcher.prepare(scratch=self._task.scratch_mib > 0)
+        log.info("Guest is ready, preparing the job: boot id %s, kernel %s", facts.boot_id, facts.kernel)
+        await self._copy_in()
+        await launcher.start(self._program())
+        self._enter("running", "Running the program: %s", self._task.innerjob)
+        end = await self._follow(launcher)
+        await self._judge(end, launcher)
+        await self._copy_out()
+        await self._sanitize(launcher)
+
+    def _enter(self, activity: str, text: str, *arguments: object) -> None:
+        self._progress.activity = activity
+        log.info(text, *arguments)
+
+    async def _copy_in(self) -> None:
+        for name, path in self._resolved.inputs.items():
+            self._enter("copying in", "Copying in input %s (%d bytes)", name, path.stat().st_size)
+        await self._machine.guest.put(self._resolved.inputs, self._task.datadir)
+
+    def _program(self) -> Program:
+        task = self._task
+        return Program(
+            path=task.innerjob,
+            arguments=task.arguments,
+            environment=dict(task.environment),
+            stdin=task.stdin,
+            stdout=task.stdout,
+            stderr=task.stderr,
+        )
+
+    async def _follow(self, launcher: Launcher) -> ProgramEnd:
+        limit_s = self._task.time_limit_s
+        try:
+            async with self._run_state.clock.timeout(limit_s or float("inf")):
+                look_s = _FIRST_LOOK_S
+                while (end := await launcher.ended()) is None:
+                    await asyncio.sleep(look_s)
+                    await self._run_state.may_run()
+                    look_s = min(look_s * 1.5, _LONGEST_LOOK_S)
+                return end
+        except TimeoutError as error:
+            raise TimeLimitExceeded(f"{self._task.innerjob} ran for longer than its {limit_s:g} s") from error
+
+    async def _judge(self, end: ProgramEnd, launcher: Launcher) -> None:
+        log.info("Program done: %s, %.2f s of CPU time in the guest", end, end.user_s + end.system_s)
+        if end.status != 0:
+            said = await launcher.last_words(stderr=self._task.stderr) or "(nothing)"
+            raise ProgramFailed(f"{self._task.innerjob} failed: {end}. The end of its standard error:\n{said}")
+
+    async def _copy_out(self) -> None:
+        outputs = self._resolved.outputs
+        for name in outputs:
+            self._enter("copying out", "Copying out output %s", name)
+        limit_bytes = (self._task.scratch_mib + self._task.memory_mib) * MIB
+        with ExitStack() as names:
+            arriving = {name: names.enter_context(_unfinished(path)) for name, path in outputs.items()}
+            arrived = await self._machine.guest.get(self._task.datadir, arriving, limit_bytes=limit_bytes)
+            await asyncio.to_thread(_put_in_place, {arriving[name]: outputs[name] for name in arrived})
+        if missing := [name for name in outputs if name not in arrived]:
+            raise ProgramFailed(f"{self._task.innerjob} left no file {', '.join(missing)} in {self._task.datadir}")
+
+    async def _sanitize(self, launcher: Launcher) -> None:
+        names = [*(name for name in self._resolved.inputs if name != self._task.innerjob), self._task.innerjob]
+        for name in names:
+            self._enter("cleaning up", "Sanitizing the virtual machine: removing %s", name)
+        await launcher.remove(names)
+
+    def _log_console(self) -> None:
+        last_lines = self._machine.console_tail.splitlines()[-CONSOLE_LINES:]
+        log.error("The end of the guest's console:\n%s", "\n".join(last_lines) or "(nothing)")
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A name beside `path`, as nobody else uses it, for a file that is to become it; what still has it is removed."""
+    name = path.with_name(f".vmwrapper-{secrets.token_hex(8)}")
+    try:
+        yield name
+    finally:
+        name.unlink(missing_ok=True)
+
+
+def _put_in_place(files: Mapping[Path, Path]) -> None:
+    """Rename each file onto its place, once its bytes are on the disk."""
+    for arrived, place in files.items():
+        with arrived.open("rb+") as file:
+            os.fsync(file.fileno())
+        arrived.replace(place)
