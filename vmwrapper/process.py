@@ -3,6 +3,8 @@
 import asyncio
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ async def complete(argv: Sequence[str], *, limit_s: float, directory: Path | Non
 
     Raises ProcessFailed where it can't be started or outlives `limit_s` (wall-clock seconds).
     """
-    process = await _start([*_die_with_us(), *argv], directory=directory)
+    process = await _start(argv, directory=directory)
     try:
         async with asyncio.timeout(limit_s):
             stdout, stderr = await process.communicate()
@@ -99,15 +101,17 @@ async def child(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIt
     On Linux the kernel also kills it when we die; so call this from the main thread only. `pass_fds` keep their numbers
     and stay the caller's.
     """
-    process = await _start([*_die_with_us(), *argv], stdout=asyncio.subprocess.DEVNULL, pass_fds=pass_fds)
+    process = await _start(argv, stdout=asyncio.subprocess.DEVNULL, pass_fds=pass_fds)
     try:
         yield Child(process)
     finally:
         await _end(process)
 
 
-def _die_with_us() -> tuple[str, ...]:
-    return ("setpriv", "--pdeathsig", "KILL", "--")
+def _bound_to_us(argv: Sequence[str]) -> list[str]:
+    """The command, by way of a program that has the kernel kill it when our main thread ends, where there is one."""
+    binder = ["setpriv", "--pdeathsig", "KILL", "--"] if sys.platform == "linux" and shutil.which("setpriv") else []
+    return [*binder, *argv]
 
 
 async def _start(
@@ -117,9 +121,11 @@ async def _start(
     stdout: int = asyncio.subprocess.PIPE,
     pass_fds: Sequence[int] = (),
 ) -> asyncio.subprocess.Process:
+    if shutil.which(argv[0]) is None:
+        raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
     try:
         return await asyncio.create_subprocess_exec(
-            *argv,
+            *_bound_to_us(argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=stdout,
             stderr=asyncio.subprocess.PIPE,

@@ -24,22 +24,22 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     """Fail a test that leaves a process, an open descriptor or a file of the wrapper's."""
     descriptors = _open_descriptors()
     yield
-    assert _our_machines() == []
+    assert _machines_of(tmp_path) == []
     assert psutil.Process().children(recursive=True) == []
     assert _open_descriptors() <= descriptors
     left = [str(path) for path in tmp_path.rglob("*") if path.name.startswith((".vmwrapper", "boinc_"))]
     assert left == []
 
 
-def _our_machines() -> list[list[str]]:
-    """Command lines of the QEMU processes that are vmwrapper's, whoever their parent is."""
+def _machines_of(folder: Path) -> list[list[str]]:
+    """Command lines of QEMU processes for slots in a folder, whoever their parent is."""
     found = []
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
         except psutil.Error:
             continue
-        if any(word.startswith("guest=vmwrapper ") for word in words):
+        if any(word.startswith("guest=vmwrapper ") and str(folder) in word for word in words):
             found.append(words)
     return found
 

@@ -1,6 +1,7 @@
 """What is accepted as a base image: it may be a stranger's."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,5 @@ def test_missing_image_has_its_sentence(image: Path) -> None:
 @given(head=st.one_of(st.just(b""), st.just(b"QFI\xfb")), rest=st.binary(max_size=600))
 def test_any_bytes_are_opened_or_refused(image: Path, head: bytes, rest: bytes) -> None:
     image.write_bytes(head + rest)
-    try:
+    with suppress(JobError):
         open_base_image(image)
-    except JobError:
-        pass

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from vmwrapper.errors import JobError
 
@@ -32,6 +32,7 @@ _MANIFEST_LIMIT = 64 * 1024
 _USTAR_SIZE_LIMIT = 8**11  # bytes: eleven octal digits
 _COMMAND_LINE_LIMIT = 2047  # characters. Source: COMMAND_LINE_SIZE of Linux on x86, less its NUL
 _CHUNK = 1024 * 1024
+_Kind = TypeVar("_Kind")
 
 
 class DiskFormat(StrEnum):
@@ -103,19 +104,17 @@ def write_bundle(path: Path, contents: Contents) -> None:
     with _replacing(path) as file:
         _append(file, _MANIFEST, len(text), [text])
         for name, part in parts.items():
-            _append(file, name, _size(part), _chunks(part))
+            _append(file, name, part.seek(0, os.SEEK_END), _chunks(part))
         file.write(bytes(2 * tarfile.BLOCKSIZE))
 
 
 def is_bundle(path: Path) -> bool:
     """Whether the file begins like a bundle. Raises JobError where it can't be read."""
-    with _opened(path) as file:
+    with _examined(path) as file:
         try:
             return _header(file).name == _MANIFEST
         except _Defect:
             return False
-        except OSError as error:
-            raise _unreadable(path, error) from error
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -123,13 +122,8 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises JobError, naming the file, for every defect.
     """
-    with _opened(path) as file:
-        try:
-            return _read(path, file)
-        except _Defect as defect:
-            raise JobError(f"{path}: {defect}") from defect
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    with _examined(path) as file:
+        return _read(path, file)
 
 
 def extract(bundle: Bundle, section: Section, destination: BinaryIO) -> None:
@@ -138,7 +132,7 @@ def extract(bundle: Bundle, section: Section, destination: BinaryIO) -> None:
     Raises OSError as reading and writing do.
     """
     digest = hashlib.sha256()
-    with _opened(bundle.path) as file:
+    with bundle.path.open("rb") as file:
         file.seek(section.offset)
         missing = section.size
         while missing and (chunk := file.read(min(_CHUNK, missing))):
@@ -154,8 +148,7 @@ class _Defect(Exception):
 
 
 def _read(path: Path, file: BinaryIO) -> Bundle:
-    end = os.fstat(file.fileno()).st_size
-    if not end:
+    if not (end := os.fstat(file.fileno()).st_size):
         raise _Defect("the file is empty")
     name, size = _member(file, end)
     if name != _MANIFEST:
@@ -164,26 +157,25 @@ def _read(path: Path, file: BinaryIO) -> Bundle:
         raise _Defect(f"its manifest has {size} bytes; at most {_MANIFEST_LIMIT} are read")
     manifest = _manifest(file.read(size))
     sections = dict(_sections(file, end, manifest))
-    versions = _mapping(manifest, "built_from")
+    versions = _entry(manifest, "built_from", dict)
     return Bundle(
         path=path,
         kernel=sections["kernel"],
         initramfs=sections["initramfs"],
         disk=_disk(sections["disk"], manifest) if "disk" in sections else None,
         command_line=_command_line(manifest),
-        built_from={package: _text(versions, package) for package in versions},
-        recipe=_text(manifest, "recipe"),
+        built_from={package: _entry(versions, package, str) for package in versions},
+        recipe=_entry(manifest, "recipe", str),
     )
 
 
 def _sections(file: BinaryIO, end: int, manifest: dict[str, object]) -> Iterator[tuple[str, Section]]:
     names = ["kernel", "initramfs"] + ["disk"] * ("disk" in manifest)
     for expected in names:
-        _skip_padding(file)
         name, size = _member(file, end)
         if name != expected:
             raise _Defect(f"the member {name!r} lies where {expected} is expected")
-        said = _mapping(manifest, name)
+        said = _entry(manifest, name, dict)
         sha256 = said.get("sha256")
         if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
             raise _Defect(f"its manifest has no SHA-256 of the {name}")
@@ -191,8 +183,7 @@ def _sections(file: BinaryIO, end: int, manifest: dict[str, object]) -> Iterator
             raise _Defect(f"its manifest gives the {name} another size than the {size} bytes that are there")
         yield name, Section(file.tell(), size, sha256)
         file.seek(size, os.SEEK_CUR)
-    _skip_padding(file)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+    if _block(file) != bytes(tarfile.BLOCKSIZE):
         raise _Defect(f"truncated, or something follows the {names[-1]}")
 
 
@@ -207,13 +198,18 @@ def _member(file: BinaryIO, end: int) -> tuple[str, int]:
 
 
 def _header(file: BinaryIO) -> tarfile.TarInfo:
-    block = file.read(tarfile.BLOCKSIZE)
+    block = _block(file)
     if len(block) < tarfile.BLOCKSIZE:
         raise _Defect("truncated, or not a guest bundle")
     try:
         return tarfile.TarInfo.frombuf(block, encoding="utf-8", errors="replace")
     except tarfile.HeaderError as error:
         raise _Defect("not a guest bundle, or damaged: no archive header where one is expected") from error
+
+
+def _block(file: BinaryIO) -> bytes:
+    file.seek(-file.tell() % tarfile.BLOCKSIZE, os.SEEK_CUR)
+    return file.read(tarfile.BLOCKSIZE)
 
 
 def _manifest(text: bytes) -> dict[str, object]:
@@ -229,44 +225,42 @@ def _manifest(text: bytes) -> dict[str, object]:
 
 
 def _disk(section: Section, manifest: dict[str, object]) -> DiskSection:
-    name = _mapping(manifest, "disk").get("format")
+    name = _entry(manifest, "disk", dict).get("format")
     if name not in list(DiskFormat):
         raise _Defect(f"its disk has the format {name!r:.80} instead of raw or qcow2")
     return DiskSection(section.offset, section.size, section.sha256, DiskFormat(str(name)))
 
 
 def _command_line(manifest: dict[str, object]) -> str:
-    text = _text(manifest, "command_line")
+    text = _entry(manifest, "command_line", str)
     if not (text.isascii() and text.isprintable() and len(text) <= _COMMAND_LINE_LIMIT):
         raise _Defect(f"its command line is not up to {_COMMAND_LINE_LIMIT} characters of printable ASCII")
     return text
 
 
-def _mapping(manifest: dict[str, object], key: str) -> dict[str, object]:
+def _entry(manifest: dict[str, object], key: str, kind: type[_Kind]) -> _Kind:
     value = manifest.get(key)
-    if not isinstance(value, dict):
-        raise _Defect(f"its manifest has no object {key!r}")
+    if not isinstance(value, kind):
+        raise _Defect(f"its manifest has no {key!r:.80} of the right type")
     return value
 
 
-def _text(manifest: dict[str, object], key: str) -> str:
-    value = manifest.get(key)
-    if not isinstance(value, str):
-        raise _Defect(f"its manifest has no text {key!r:.80}")
-    return value
+def _regular(path: Path) -> Path:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise _Defect("not a regular file")
+    return path
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextmanager
+def _examined(path: Path) -> Iterator[BinaryIO]:
+    """The opened file; a defect found in the block becomes a JobError that names it, and so does failing to read."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise JobError(f"{path}: not a regular file")
-        return path.open("rb")
+        with _regular(path).open("rb") as file:
+            yield file
+    except _Defect as defect:
+        raise JobError(f"{path}: {defect}") from defect
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> JobError:
-    return JobError(f"can't read {path}: {error.strerror}")
+        raise JobError(f"can't read {path}: {error.strerror}") from error
 
 
 @contextmanager
@@ -283,17 +277,13 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _measured(name: str, part: BinaryIO) -> dict[str, object]:
-    size = _size(part)
+    size = part.seek(0, os.SEEK_END)
     if size >= _USTAR_SIZE_LIMIT:
         raise JobError(f"the {name} has {size} bytes; a bundle holds less than {_USTAR_SIZE_LIMIT}")
     digest = hashlib.sha256()
     for chunk in _chunks(part):
         digest.update(chunk)
     return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _size(part: BinaryIO) -> int:
-    return part.seek(0, os.SEEK_END)
 
 
 def _chunks(part: BinaryIO) -> Iterator[bytes]:
@@ -308,7 +298,3 @@ def _append(file: BinaryIO, name: str, size: int, chunks: Iterable[bytes]) -> No
     file.write(header.tobuf(tarfile.USTAR_FORMAT))
     file.writelines(chunks)
     file.write(bytes(-size % tarfile.BLOCKSIZE))
-
-
-def _skip_padding(file: BinaryIO) -> None:
-    file.seek(-file.tell() % tarfile.BLOCKSIZE, os.SEEK_CUR)

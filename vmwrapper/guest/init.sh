@@ -16,12 +16,17 @@ done
 ip link set lo up
 echo guest >/proc/sys/kernel/hostname
 
-# The host announces its ports one after the other and after the driver has loaded; all but consoles get names.
+# The host first adds all ports and then names them, after the driver has loaded; a console never gets a name.
 for try in 1 2 3 4 5 6 7 8 9 10; do
+	unnamed=
 	for port in /sys/class/virtio-ports/*; do
-		read -r name <"$port/name" && [ ! -e "/dev/virtio-ports/$name" ] && ln -s "../${port##*/}" "/dev/virtio-ports/$name"
+		if read -r name <"$port/name"; then
+			[ -e "/dev/virtio-ports/$name" ] || ln -s "../${port##*/}" "/dev/virtio-ports/$name"
+		else
+			unnamed=yes
+		fi
 	done 2>/dev/null
-	[ -e "$agent" ] && break
+	[ -e "$agent" ] && [ -z "$unnamed" ] && break
 	sleep 0.1
 done
 

@@ -13,7 +13,7 @@ BUILDER_VERSION = 1
 COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
     # Without hardware acceleration these spare 0.4 s of self-tests, and 0.15 s of patching LOCK prefixes out of the
-    # kernel where it has one CPU. Of nine further parameters tried none spared 0.05 s.
+    # kernel where it has one CPU. A dozen further parameters spared nothing beyond the noise.
     " cryptomgr.notests noreplace-smp"
     # On a busy host the timer's test fails now and then, and Linux goes on with a worse one. Under KVM it skips the
     # test by itself. Source: kvm_guest_init in Linux's arch/x86/kernel/kvm.c.

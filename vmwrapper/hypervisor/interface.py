@@ -99,7 +99,7 @@ class Guest(Protocol):
         """Wait until the guest takes commands. Raises GuestSilent after `limit_s`."""
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
-        """Run a command as the guest's administrator, to its end; at most 64 KiB of input, 1 MiB of output.
+        """Run a command as the guest's administrator, to its end; at most 64 KiB of input, 512 KiB of output.
 
         `argv[0]` is looked up on the guest's PATH. Raises GuestSilent after `limit_s`; the command may then go on.
         """

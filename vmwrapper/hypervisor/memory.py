@@ -9,7 +9,7 @@ import asyncio
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,8 @@ STDERR = f"{LAUNCHER_HOME}/scratch/stderr"
 _FOLDERS = ("/run", "/tmp")  # noqa: S108  (in the guest)
 _CONSOLE_LIMIT_BYTES = 64 * 1024
 _NOT_FOUND = 127
+_READING_LIMIT_S = 30.0
+_STALL_LIMIT_S = 60.0
 _DONE = CommandResult(0, b"", b"")
 
 Program = Callable[["MemoryGuest"], Coroutine[Any, Any, int]]
@@ -56,26 +58,22 @@ FOLDER = GuestFile(regular=False)
 LINK = GuestFile(regular=False)
 
 
+@dataclass(eq=False)
 class MemoryHypervisor:
-    """See `Hypervisor`. `machines` are all that there ever were."""
+    """See `Hypervisor`."""
 
     name = "memory"
     image_suffixes = (".memory",)
 
-    def __init__(
-        self,
-        programs: Mapping[str, Program] | None = None,
-        *,
-        boot_s: float = 0.0,
-        answer_s: float = 0.0,
-        put_s: float = 0.0,
-    ) -> None:
-        """`programs` by their file's name in the guest; a boot, any answer of a guest, and a `put` take their time."""
-        self.programs = programs or {}
-        self.answer_s = answer_s
-        self.boot_s = boot_s
-        self.put_s = put_s
-        self.machines: list[MemoryMachine] = []
+    programs: Mapping[str, Program] = field(default_factory=dict)
+    """By their file's name in the guest."""
+    _: KW_ONLY
+    boot_s: float = 0.0
+    answer_s: float = 0.0
+    """How long each answer of a guest takes."""
+    put_s: float = 0.0
+    machines: list["MemoryMachine"] = field(default_factory=list, init=False)
+    """All that there ever were."""
 
     async def probe(self) -> ProbeResult:
         return ProbeResult(
@@ -215,21 +213,22 @@ class MemoryGuest:
             return await self._run(argv, stdin)
 
     async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
-        await self._answers()
-        file = self.files.get(path)
+        async with self._bounded(_READING_LIMIT_S):
+            file = self.files.get(path)
         return file.content[:limit_bytes] if file and file.regular else None
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         loaded = {f"{directory}/{name}": await asyncio.to_thread(_load, path) for name, path in files.items()}
-        await self._answers()
-        await self.machine.passes(self.machine.hypervisor.put_s)
-        await self.machine.awake()
+        put_s = self.machine.hypervisor.put_s
+        async with self._bounded(put_s + _STALL_LIMIT_S, silence=TransferFailed):
+            await self.machine.passes(put_s)
         if directory not in self.files:
             raise TransferFailed(f"the guest has no directory {directory}")
         self.files |= loaded
 
     async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
-        await self._answers()
+        async with self._bounded(_STALL_LIMIT_S, silence=TransferFailed):
+            pass
         found = {name: self.files.get(f"{directory}/{name}") for name in files}
         arriving = {name: file.content for name, file in found.items() if file and file.regular}
         if sum(map(len, arriving.values())) > limit_bytes:
@@ -239,20 +238,17 @@ class MemoryGuest:
                 await asyncio.to_thread(file.write, content)
         return frozenset(arriving)
 
-    async def _answers(self) -> None:
-        await self.machine.awake()
-        await self.machine.passes(self.machine.hypervisor.answer_s)
-        await self.machine.awake()
-
     @asynccontextmanager
-    async def _bounded(self, limit_s: float) -> AsyncIterator[None]:
+    async def _bounded(self, limit_s: float, *, silence: type[VmwrapperError] = GuestSilent) -> AsyncIterator[None]:
+        """The block, once the guest answers. Raises `silence` after so many running seconds."""
         try:
             async with self.machine.clock.timeout(limit_s):
-                await self._answers()
+                await self.machine.awake()
+                await self.machine.passes(self.machine.hypervisor.answer_s)
                 yield
                 await self.machine.awake()
         except TimeoutError as error:
-            raise GuestSilent(f"no answer from the guest within {limit_s:g} s") from error
+            raise silence(f"no answer from the guest within {limit_s:g} s") from error
 
     async def _run(self, argv: Sequence[str], stdin: bytes) -> CommandResult:  # noqa: PLR0911  (one for each command)
         match list(argv):

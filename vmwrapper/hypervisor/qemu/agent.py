@@ -97,8 +97,7 @@ class Agent:
             raise GuestSilent(f"{complaint} within {limit_s:g} s") from error
 
     async def _exchange(self, command: str, arguments: dict[str, object]) -> Any:
-        if not self._in_step:
-            await self._synchronize()
+        await self._synchronize()
         self._in_step = False  # until the whole reply is here: a cancelled call leaves one behind
         await self._send(b"", command, arguments)
         reply = _parsed(await self._line())
@@ -110,6 +109,8 @@ class Agent:
         raise AgentRefused(f"the guest agent refused {command}: {printable(str(said).encode())}")
 
     async def _synchronize(self) -> None:
+        if self._in_step:
+            return
         sync_id = next(self._sync_ids)
         await self._send(_SENTINEL, "guest-sync-delimited", {"id": sync_id})
         while not self._in_step:

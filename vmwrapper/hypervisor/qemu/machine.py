@@ -142,11 +142,12 @@ class QemuMachine:
         except (QMPError, TimeoutError) as error:
             raise await _broken(process) from error
         self._powered.push_async_callback(_disconnected, monitor)
+        self._powered.callback(process.kill)  # first of all, so that no closing waits for it
         return _Running(process, monitor, QemuGuest(agent, data_port, process), events)
 
     async def _streams(self, ours: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(sock=ours, limit=REPLY_LIMIT_BYTES)
-        self._powered.callback(writer.transport.abort)
+        self._powered.callback(writer.close)
         return reader, writer
 
     async def power_off(self) -> None:

@@ -1,0 +1,112 @@
+"""Errors and ends of work that goes on side by side."""
+
+import asyncio
+
+import pytest
+
+from vmwrapper.concurrency import beside, ungrouped
+from vmwrapper.errors import GuestSilent, MachineExited
+
+
+async def fails(error: Exception, *, after_s: float = 0.0) -> None:
+    await asyncio.sleep(after_s)
+    raise error
+
+
+class Guard:
+    """Goes on until it is cancelled, and takes a moment to clean up."""
+
+    ended = False
+
+    async def watch(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            self.ended = True
+
+
+class TestUngrouped:
+    def test_what_is_no_group_comes_out_as_it_is(self) -> None:
+        error = KeyError("x")
+        with pytest.raises(KeyError) as raised, ungrouped():
+            raise error
+        assert raised.value is error
+
+    def test_nothing(self) -> None:
+        with ungrouped():
+            pass
+
+    def test_an_expected_error_comes_before_others(self) -> None:
+        expected = GuestSilent("x")
+        nested = ExceptionGroup("inner", [OSError("y"), expected])
+        with pytest.raises(GuestSilent) as raised, ungrouped():
+            raise ExceptionGroup("outer", [KeyError("z"), nested, MachineExited("later")])
+        assert raised.value is expected
+
+    def test_otherwise_the_first_one(self) -> None:
+        with pytest.raises(KeyError), ungrouped():
+            raise ExceptionGroup("outer", [ExceptionGroup("inner", [KeyError("z")]), OSError("y")])
+
+    @pytest.mark.parametrize("cause", [None, OSError("the cause")])
+    def test_its_cause_stays(self, cause: OSError | None) -> None:
+        error = GuestSilent("x")
+        error.__cause__ = cause
+        with pytest.raises(GuestSilent) as raised, ungrouped():
+            raise ExceptionGroup("outer", [error])
+        assert raised.value.__cause__ is cause
+        assert raised.value.__suppress_context__
+
+
+class TestBeside:
+    async def test_guards_end_with_the_block(self) -> None:
+        guards = [Guard(), Guard()]
+        async with beside(*(guard.watch() for guard in guards)):
+            await asyncio.sleep(0)
+        assert all(guard.ended for guard in guards)
+
+    async def test_a_guard_ends_the_block_with_its_error(self) -> None:
+        other, block = Guard(), Guard()
+        with pytest.raises(MachineExited):
+            async with beside(fails(MachineExited("x")), other.watch()):
+                await block.watch()
+        assert other.ended
+        assert block.ended
+
+    async def test_a_guard_that_returns_ends_nothing(self) -> None:
+        async with beside(asyncio.sleep(0)):
+            await asyncio.sleep(0.01)
+
+    async def test_an_error_of_the_block_comes_out_and_ends_the_guards(self) -> None:
+        guard, error = Guard(), KeyError("x")
+        with pytest.raises(KeyError) as raised:
+            async with beside(guard.watch()):
+                await fails(error)
+        assert raised.value is error
+        assert guard.ended
+
+    async def test_a_timeout_around_the_block_stays_one(self) -> None:
+        guard = Guard()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02), beside(guard.watch()):
+                await asyncio.Event().wait()
+        assert guard.ended
+
+    async def test_a_cancellation_stays_one(self) -> None:
+        guard = Guard()
+
+        async def story() -> None:
+            async with beside(guard.watch()):
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(story())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert guard.ended
+
+    async def test_the_expected_error_of_two_at_once(self) -> None:
+        with pytest.raises(GuestSilent):
+            async with beside(fails(KeyError("x")), fails(GuestSilent("y"))):
+                await asyncio.Event().wait()

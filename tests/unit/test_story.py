@@ -1,0 +1,391 @@
+"""Whole episodes: real job files and folders, on the hypervisor in memory."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from vmwrapper.boinc.api import Request, Status
+from vmwrapper.boinc.standalone import Standalone
+from vmwrapper.errors import (
+    EXIT_ABORTED_BY_CLIENT,
+    EXIT_CHILD_FAILED,
+    EXIT_INIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_NO_JOB_FILE,
+    EXIT_TEMPORARY,
+    EXIT_TIME_LIMIT_EXCEEDED,
+    GuestPanicked,
+    GuestPoweredOff,
+    MachineExited,
+    VmwrapperError,
+)
+from vmwrapper.hypervisor.memory import IMAGE, STDERR, MemoryGuest, MemoryHypervisor, Power, Program
+from vmwrapper.hypervisor.registry import Registry
+from vmwrapper.wrapper import Episode, Options, run_episode
+
+from . import simulated_time
+
+PHASES = [
+    "Connected to",
+    "Processing task 1",
+    "VM image",
+    "Machine created",
+    "Machine is on",
+    "Guest is ready",
+    "Copying in",
+    "Running the program",
+    "Program done",
+    "Copying out",
+    "Sanitizing",
+]
+"""How the log's lines of an episode begin."""
+
+BREAK_S = 3600.0
+
+
+class Client(Standalone):
+    """A client that wants things, some of them at set times; remembers what it was told."""
+
+    def __init__(self, slot: Path) -> None:
+        self.statuses: list[Status] = []
+        self.error: VmwrapperError | None = None
+        self.plan: list[tuple[float, Request]] = []
+        """Seconds from the beginning of the episode, and what is wanted then."""
+        self.took_s = 0.0
+        super().__init__(slot, result_name="result", show=self.statuses.append)
+
+    @asynccontextmanager
+    async def episode(self) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        for after_s, request in self.plan:
+            loop.call_later(after_s, self.want, request)
+        try:
+            async with super().episode():
+                yield
+        finally:
+            self.took_s = loop.time() - began_s
+
+    def want(self, request: Request) -> None:
+        self._requests.put_nowait(request)
+
+    def end(self, error: VmwrapperError | None) -> int:
+        self.error = error
+        return super().end(error)
+
+    @property
+    def message(self) -> str:
+        return str(self.error)
+
+
+class WantsAt(logging.Handler):
+    """Wants something of the client's as soon as the log says that a phase has begun."""
+
+    def __init__(self, phase: str, want: Callable[[], None]) -> None:
+        super().__init__()
+        self._phase = phase
+        self._want = want
+        self.at_s: float | None = None
+        """When that was, on the event loop's clock."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(self._phase) and self.at_s is None:
+            self.at_s = asyncio.get_running_loop().time()
+            self._want()
+
+
+@contextmanager
+def listening(handler: WantsAt) -> Iterator[WantsAt]:
+    logger = logging.getLogger("vmwrapper")
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+    assert handler.at_s is not None
+
+
+@contextmanager
+def wanting(client: Client, phase: str, request: Request) -> Iterator[WantsAt]:
+    with listening(WantsAt(phase, lambda: client.want(request))) as handler:
+        yield handler
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> Path:
+    (tmp_path / "guest.memory").write_bytes(IMAGE)
+    (tmp_path / "program").write_bytes(b"the program")
+    (tmp_path / "in.dat").write_bytes(b"input")
+    return tmp_path
+
+
+@pytest.fixture
+def client(slot: Path) -> Client:
+    return Client(slot)
+
+
+def task(*lines: str, program: str = "program") -> str:
+    return "\n".join(["<task>", "<vm>guest</vm>", f"<innerjob>{program}</innerjob>", *lines, "</task>"])
+
+
+COPIES = task("<data>in.dat</data>", "<output>out.dat</output>")
+
+
+def run(client: Client, hypervisor: MemoryHypervisor, *tasks: str, boot_limit_s: float = 300.0) -> int:
+    """Run a job of these tasks in simulated time, and see that nothing is left of it."""
+    job_file = client.slot / "job.xml"
+    job_file.write_text("\n".join(["<job_desc>", *tasks, "</job_desc>"]))
+
+    async def story() -> None:
+        await Episode(client, Registry((hypervisor,)), Options(boot_limit_s=boot_limit_s)).run(job_file)
+
+    try:
+        simulated_time.run(story())
+        status = client.end(None)
+    except VmwrapperError as error:
+        status = client.end(error)
+    assert all(machine.power is Power.OFF for machine in hypervisor.machines)
+    assert [path for path in client.slot.iterdir() if path.name.startswith((".vmwrapper", "boinc_"))] == []
+    return status
+
+
+def in_memory(program: Program, *, boot_s: float = 0.0, answer_s: float = 0.0) -> MemoryHypervisor:
+    return MemoryHypervisor({"program": program}, boot_s=boot_s, answer_s=answer_s)
+
+
+async def copy(guest: MemoryGuest) -> int:
+    """Write out.dat: in.dat in capital letters."""
+    guest.write("/tmp/out.dat", guest.files["/tmp/in.dat"].content.upper())
+    return 0
+
+
+def computes(seconds: float) -> Program:
+    async def compute(guest: MemoryGuest) -> int:
+        await guest.compute(seconds)
+        return await copy(guest)
+
+    return compute
+
+
+class TestSuccess:
+    def test_outputs_come_out(self, client: Client, slot: Path) -> None:
+        assert run(client, in_memory(copy), COPIES) == 0
+        assert (slot / "out.dat").read_bytes() == b"INPUT"
+        assert client.error is None
+
+    def test_an_earlier_output_is_replaced_and_leftovers_are_removed(self, client: Client, slot: Path) -> None:
+        (slot / "out.dat").write_bytes(b"of an earlier episode")
+        (slot / ".vmwrapper").mkdir()
+        (slot / ".vmwrapper" / "overlay.qcow2").write_bytes(b"left over")
+        assert run(client, in_memory(copy), COPIES) == 0
+        assert (slot / "out.dat").read_bytes() == b"INPUT"
+
+    def test_each_task_has_a_fresh_machine(self, client: Client, slot: Path) -> None:
+        async def second(guest: MemoryGuest) -> int:
+            guest.write("/tmp/two.dat", "\n".join(sorted(guest.files)).encode())
+            return 0
+
+        hypervisor = MemoryHypervisor({"program": copy, "second": second})
+        (slot / "second").write_bytes(b"")
+        assert run(client, hypervisor, COPIES, task("<output>two.dat</output>", program="second")) == 0
+        assert len(hypervisor.machines) == 2
+        assert b"in.dat" not in (slot / "two.dat").read_bytes()
+        assert b"/tmp/second" in (slot / "two.dat").read_bytes()
+
+    def test_weights_and_cpu_time_are_told(self, client: Client) -> None:
+        tasks = [task("<data>in.dat</data>", f"<weight>{weight}</weight>") for weight in (1, 3)]
+        assert run(client, in_memory(computes(100)), *tasks) == 0
+        fractions = [status.fraction_done for status in client.statuses]
+        assert fractions[:100] == [0] * 100
+        assert fractions[105:] == [0.25] * len(fractions[105:])
+        for second, status in enumerate(client.statuses):
+            assert status.cpu_time_s == pytest.approx(second, abs=0.01)
+        assert "running" in {status.activity for status in client.statuses}
+
+    def test_inputs_and_program_are_removed_in_the_guest(self, client: Client) -> None:
+        hypervisor = in_memory(copy)
+        assert run(client, hypervisor, COPIES) == 0
+        [machine] = hypervisor.machines
+        assert {path for path in machine.guest.files if path.startswith("/tmp/")} == {"/tmp/out.dat"}
+
+
+class TestSuspending:
+    """For an hour, which is longer than any limit."""
+
+    def test_before_the_boot(self, client: Client) -> None:
+        client.want(Request.SUSPEND)
+        client.plan = [(BREAK_S, Request.RESUME)]
+        hypervisor = in_memory(copy)
+        assert run(client, hypervisor, COPIES) == 0
+        assert client.took_s == pytest.approx(BREAK_S, abs=1)
+        assert hypervisor.machines[0].cpu_time_s() < 1
+
+    @pytest.mark.parametrize("phase", PHASES)
+    def test_in_any_phase(self, client: Client, slot: Path, phase: str) -> None:
+        client.plan = [(BREAK_S, Request.RESUME)]
+        hypervisor = in_memory(computes(100), boot_s=10, answer_s=1)
+        limited = COPIES.replace("<data>", "<time_limit>120</time_limit><data>")
+        with wanting(client, phase, Request.SUSPEND):
+            assert run(client, hypervisor, limited, boot_limit_s=20) == 0
+        assert (slot / "out.dat").read_bytes() == b"INPUT"
+        assert client.took_s == pytest.approx(BREAK_S, abs=125)
+        assert hypervisor.machines[0].cpu_time_s() == pytest.approx(120, abs=5)
+
+    def test_twice(self, client: Client) -> None:
+        client.plan = [(10, Request.SUSPEND), (20, Request.RESUME), (30, Request.SUSPEND), (50, Request.RESUME)]
+        hypervisor = in_memory(computes(100))
+        assert run(client, hypervisor, COPIES) == 0
+        assert client.took_s == pytest.approx(130, abs=1.5)
+
+    @pytest.mark.parametrize(
+        ("request_", "status"), [(Request.QUIT, EXIT_INTERRUPTED), (Request.ABORT, EXIT_ABORTED_BY_CLIENT)]
+    )
+    def test_quit_and_abort_are_obeyed(self, client: Client, request_: Request, status: int) -> None:
+        client.plan = [(1, Request.SUSPEND), (3, request_)]
+        assert run(client, in_memory(computes(100)), COPIES) == status
+        assert client.took_s == pytest.approx(3)
+
+
+class TestEndingEarly:
+    @pytest.mark.parametrize("phase", PHASES)
+    @pytest.mark.parametrize(
+        ("request_", "status"), [(Request.QUIT, EXIT_INTERRUPTED), (Request.ABORT, EXIT_ABORTED_BY_CLIENT)]
+    )
+    def test_in_any_phase(self, client: Client, slot: Path, request_: Request, status: int, phase: str) -> None:
+        (slot / "out.dat").write_bytes(b"earlier")
+        hypervisor = in_memory(copy, boot_s=10, answer_s=10)
+        with wanting(client, phase, request_) as handler:
+            assert run(client, hypervisor, COPIES, COPIES.replace("out.dat", "never.dat")) == status
+        assert client.took_s == pytest.approx(handler.at_s)
+        assert len(hypervisor.machines) <= 1
+        assert (slot / "out.dat").read_bytes() == (b"INPUT" if phase == "Sanitizing" else b"earlier")
+
+    def test_in_a_slow_copy(self, client: Client) -> None:
+        client.plan = [(2, Request.ABORT)]
+        hypervisor = MemoryHypervisor({"program": copy}, put_s=100)
+        assert run(client, hypervisor, COPIES) == EXIT_ABORTED_BY_CLIENT
+        assert client.took_s == 2
+
+    def test_before_anything(self, client: Client) -> None:
+        client.want(Request.ABORT)
+        hypervisor = in_memory(copy, boot_s=10)
+        assert run(client, hypervisor, COPIES) == EXIT_ABORTED_BY_CLIENT
+        assert client.took_s == 0
+
+
+class TestFailure:
+    def test_a_program_that_fails(self, client: Client, slot: Path) -> None:
+        async def fail(guest: MemoryGuest) -> int:
+            guest.write(STDERR, b"begin" + b"." * 5000 + b"the reason")
+            return 3
+
+        assert run(client, in_memory(fail), COPIES) == EXIT_CHILD_FAILED
+        assert "program failed: exit status 3" in client.message
+        assert client.message.endswith("the reason")
+        assert "begin" not in client.message
+        assert not (slot / "out.dat").exists()
+
+    def test_a_program_that_fails_with_a_file_for_its_errors(self, client: Client) -> None:
+        async def fail(guest: MemoryGuest) -> int:
+            guest.write("/tmp/errors.txt", b"the reason")
+            return 1
+
+        assert run(client, in_memory(fail), task("<stderr_filename>errors.txt</stderr_filename>")) == EXIT_CHILD_FAILED
+        assert client.message.endswith("the reason")
+
+    def test_a_missing_output(self, client: Client, slot: Path) -> None:
+        (slot / "none.dat").write_bytes(b"earlier")
+        outputs = [f"<output>{name}</output>" for name in ("none.dat", "out.dat", "neither.dat")]
+        assert run(client, in_memory(copy), task("<data>in.dat</data>", *outputs)) == EXIT_CHILD_FAILED
+        assert "none.dat, neither.dat" in client.message
+        assert (slot / "out.dat").read_bytes() == b"INPUT"
+        assert (slot / "none.dat").read_bytes() == b"earlier"
+
+    def test_the_time_limit_of_the_job(self, client: Client) -> None:
+        limited = COPIES.replace("<data>", "<time_limit>60</time_limit><data>")
+        assert run(client, in_memory(computes(100)), limited) == EXIT_TIME_LIMIT_EXCEEDED
+        assert client.took_s == pytest.approx(60, abs=0.1)
+        assert "60 s" in client.message
+
+    def test_a_guest_that_does_not_get_ready(self, client: Client) -> None:
+        assert run(client, in_memory(copy, boot_s=math.inf), COPIES, boot_limit_s=60) == EXIT_CHILD_FAILED
+        assert client.took_s == pytest.approx(60)
+        assert "60 s" in client.message
+
+    def test_a_guest_that_falls_silent(self, client: Client) -> None:
+        async def fall_silent(guest: MemoryGuest) -> int:
+            guest.machine.hypervisor.answer_s = math.inf
+            await guest.compute(1000)
+            return 0
+
+        assert run(client, in_memory(fall_silent), COPIES) == EXIT_CHILD_FAILED
+        assert client.took_s == pytest.approx(30, abs=1)
+
+    def test_a_guest_that_falls_silent_before_its_outputs_are_copied(self, client: Client) -> None:
+        async def fall_silent(guest: MemoryGuest) -> int:
+            guest.machine.hypervisor.answer_s = math.inf
+            return 0
+
+        assert run(client, in_memory(fall_silent), COPIES) == EXIT_TEMPORARY
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (GuestPanicked("panic"), EXIT_CHILD_FAILED),
+            (GuestPoweredOff("off"), EXIT_CHILD_FAILED),
+            (MachineExited("killed"), EXIT_TEMPORARY),
+        ],
+    )
+    def test_a_machine_that_ends(
+        self, client: Client, caplog: pytest.LogCaptureFixture, error: VmwrapperError, status: int
+    ) -> None:
+        async def end(guest: MemoryGuest) -> int:
+            await guest.compute(0.1)
+            guest.machine.say(b"famous last words\n")
+            guest.machine.end(error)
+            return 0
+
+        assert run(client, in_memory(end), COPIES) == status
+        assert client.error is error
+        assert "famous last words" in caplog.text
+
+    @pytest.mark.parametrize("phase", PHASES[PHASES.index("Machine is on") :])
+    def test_a_machine_that_ends_in_any_phase(self, client: Client, phase: str) -> None:
+        hypervisor = in_memory(copy, boot_s=10, answer_s=10)
+        handler = WantsAt(phase, lambda: hypervisor.machines[0].end(MachineExited("killed")))
+        with listening(handler):
+            assert run(client, hypervisor, COPIES) == EXIT_TEMPORARY
+        assert client.message == "killed"
+
+    def test_a_job_that_cannot_run(self, client: Client) -> None:
+        assert run(client, in_memory(copy), task("<data>missing.dat</data>")) == EXIT_INIT_FAILURE
+        assert "missing.dat" in client.message
+
+    def test_an_image_that_the_hypervisor_cannot_use(self, client: Client, slot: Path) -> None:
+        (slot / "guest.memory").write_bytes(b"something else")
+        assert run(client, in_memory(copy), COPIES) == EXIT_INIT_FAILURE
+
+    def test_no_job_file(self, client: Client, slot: Path) -> None:
+        registry = Registry((in_memory(copy),))
+        assert run_episode(slot / "none.xml", client, registry, Options()) == EXIT_NO_JOB_FILE
+        assert client.error
+
+    def test_a_second_task_that_fails_keeps_the_outputs_of_the_first(self, client: Client, slot: Path) -> None:
+        async def fail(guest: MemoryGuest) -> int:
+            return 1
+
+        hypervisor = MemoryHypervisor({"program": copy, "second": fail})
+        (slot / "second").write_bytes(b"")
+        assert run(client, hypervisor, COPIES, task(program="second")) == EXIT_CHILD_FAILED
+        assert "second failed" in client.message
+        assert (slot / "out.dat").read_bytes() == b"INPUT"
