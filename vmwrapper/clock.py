@@ -6,6 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 
+async def next_second() -> None:
+    """Wait for the next whole second of the event loop's clock: all who do something each second wake up together."""
+    await asyncio.sleep(1.0 - asyncio.get_running_loop().time() % 1.0)
+
+
 @dataclass(slots=True, eq=False)
 class _Limit:
     timeout: asyncio.Timeout

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, MachineExited, ProgramFailed, TimeLimitExceeded
 from vmwrapper.guest.launcher import Launcher, Program, ProgramEnd
@@ -20,7 +21,6 @@ log = logging.getLogger(__name__)
 
 CONSOLE_LINES = 20
 _FIRST_LOOK_S = 0.05
-_LONGEST_LOOK_S = 1.0
 
 
 class TaskRun:
@@ -98,9 +98,9 @@ class TaskRun:
             async with self._run_state.clock.timeout(limit_s or float("inf")):
                 look_s = _FIRST_LOOK_S
                 while (end := await launcher.ended()) is None:
-                    await asyncio.sleep(look_s)
+                    await (asyncio.sleep(look_s) if look_s < 1.0 else next_second())
                     await self._run_state.may_run()
-                    look_s = min(look_s * 1.5, _LONGEST_LOOK_S)
+                    look_s *= 1.5
                 return end
         except TimeoutError as error:
             raise TimeLimitExceeded(f"{self._task.innerjob} ran for longer than its {limit_s:g} s") from error

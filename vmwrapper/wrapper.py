@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi, Request
-from vmwrapper.clock import RunningClock
+from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import AbortRequested, QuitRequested, VmwrapperError
 from vmwrapper.hypervisor.interface import Hypervisor, MachineIdentity, MachineSpec
@@ -24,7 +24,6 @@ from vmwrapper.task_run import TaskRun
 log = logging.getLogger(__name__)
 
 BOOT_LIMIT_S = 300.0
-_REPORT_EVERY_S = 1.0
 _MACHINE_FOLDER = ".vmwrapper"
 
 
@@ -101,7 +100,7 @@ class Episode:
     async def _report(self, progress: Progress) -> NoReturn:
         while True:
             self._api.report(progress.status())
-            await asyncio.sleep(_REPORT_EVERY_S)
+            await next_second()
 
 
 def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Options) -> int:

@@ -58,7 +58,7 @@ class MemorySubject:
         self.image = image
 
     def hypervisor(self) -> Hypervisor:
-        return MemoryHypervisor({COUNTER: _count}, boot_s=0.1, put_s=0.15)
+        return MemoryHypervisor({COUNTER: _count}, boot_s=0.05, put_s=0.12)
 
     async def make_folder(self, guest: Guest, path: str) -> None:
         _files(guest)[path] = FOLDER
@@ -153,4 +153,4 @@ async def _sh(guest: Guest, script: str) -> None:
 async def _last_command(guest: Guest, script: str) -> None:
     """Run what the guest doesn't survive."""
     with suppress(GuestSilent):
-        await guest.run(["sh", "-c", f"sleep 0.1; {script}"], limit_s=1)
+        await guest.run(["sh", "-c", f"sleep 0.1; {script}"], limit_s=0.5)

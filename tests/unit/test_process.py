@@ -57,7 +57,7 @@ class TestComplete:
         assert len(done.stdout) == 3_000_000
 
     async def test_what_is_not_there(self) -> None:
-        with pytest.raises(ProcessFailed, match="can't start no-such-program: No such file"):
+        with pytest.raises(ProcessFailed, match="can't start no-such-program"):
             await process.complete(["no-such-program"], limit_s=5)
 
     @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ class TestChild:
 
     async def test_it_inherits_what_it_is_given_and_that_stays_ours(self) -> None:
         reading, writing = os.pipe()
-        with open(reading, "rb") as theirs, open(writing, "wb") as ours:
+        with os.fdopen(reading, "rb") as theirs, os.fdopen(writing, "wb") as ours:
             argv = ["sh", "-c", f"echo words >/dev/fd/{writing}"]
             async with process.child(argv, pass_fds=[writing]) as child:
                 assert await child.ended() == 0
@@ -152,9 +152,8 @@ class TestChild:
             assert os.read(theirs.fileno(), 100) == b"words\nmore\n"
 
     async def test_what_is_not_there(self) -> None:
-        async with process.child(["no-such-program"]) as child:
-            assert await child.ended() != 0
-            assert "no-such-program" in child.last_words
+        with pytest.raises(ProcessFailed, match="can't start no-such-program"):
+            await process.child(["no-such-program"]).__aenter__()
 
     def test_it_dies_with_us(self, tmp_path: Path) -> None:
         story = (

@@ -127,20 +127,27 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def extract(bundle: Bundle, section: Section, destination: BinaryIO) -> None:
-    """Copy a section's bytes; JobError if they are not those that the manifest names, with all of them written.
+    """Copy a section's bytes, which `verify` knows to be right. Raises OSError as reading and writing do."""
+    destination.writelines(_chunks_of(bundle, section))
 
-    Raises OSError as reading and writing do.
-    """
-    digest = hashlib.sha256()
+
+def verify(bundle: Bundle) -> None:
+    """Raise JobError where a section's bytes are not those that the manifest names, and OSError as reading does."""
+    for section in filter(None, (bundle.kernel, bundle.initramfs, bundle.disk)):
+        digest = hashlib.sha256()
+        for chunk in _chunks_of(bundle, section):
+            digest.update(chunk)
+        if digest.hexdigest() != section.sha256:
+            raise JobError(f"{bundle.path}: damaged: bytes from {section.offset} on have another SHA-256 than expected")
+
+
+def _chunks_of(bundle: Bundle, section: Section) -> Iterator[bytes]:
     with bundle.path.open("rb") as file:
         file.seek(section.offset)
         missing = section.size
         while missing and (chunk := file.read(min(_CHUNK, missing))):
-            digest.update(chunk)
-            destination.write(chunk)
+            yield chunk
             missing -= len(chunk)
-    if digest.hexdigest() != section.sha256:
-        raise JobError(f"{bundle.path}: damaged: bytes from {section.offset} on have another SHA-256 than its manifest")
 
 
 class _Defect(Exception):

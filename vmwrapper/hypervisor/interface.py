@@ -153,7 +153,7 @@ class Machine(Protocol):
         """
 
     def cpu_time_s(self) -> float:
-        """CPU time that the machine has used on the host since power_on. Never falls, also after the machine's end."""
+        """CPU time that the machine has used on the host since it was created. Never falls, also when it is off."""
 
 
 class Hypervisor(Protocol):
