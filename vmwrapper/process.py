@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -34,7 +35,7 @@ def command_line(argv: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """How a program ended: its exit status, negative for a signal, and what it printed."""
+    """How a program ended: its exit status, negative for a signal; all that it printed, and the end of its stderr."""
 
     status: int
     stdout: bytes
@@ -44,45 +45,40 @@ class Completed:
 async def complete(argv: Sequence[str], *, limit_s: float, directory: Path | None = None) -> Completed:
     """Run a program to its end, whatever its status; killed and reaped when the limit or a cancellation comes first.
 
-    Raises ProcessFailed where it can't be started or outlives `limit_s` (wall-clock seconds).
+    Raises ProcessFailed where it can't be started or its output is not closed after `limit_s` (wall-clock seconds).
     """
-    process = await _start(argv, directory=directory)
-    try:
-        async with asyncio.timeout(limit_s):
-            stdout, stderr = await process.communicate()
-    except TimeoutError as error:
-        raise ProcessFailed(f"no end after {limit_s:g} s: {command_line(argv)}") from error
-    finally:
-        await _end(process)
-    return Completed(process.returncode or 0, stdout, stderr)
+    async with _started(argv, directory=directory) as (transport, end):
+        try:
+            async with asyncio.timeout(limit_s):
+                await end.closed.wait()
+        except TimeoutError as error:
+            raise ProcessFailed(f"no end after {limit_s:g} s: {command_line(argv)}") from error
+        return Completed(transport.get_returncode() or 0, bytes(end.stdout), bytes(end.stderr))
 
 
 async def run(argv: Sequence[str], *, limit_s: float, directory: Path | None = None) -> bytes:
     """Run a program that must succeed and return its standard output. Raises ProcessFailed otherwise."""
     done = await complete(argv, limit_s=limit_s, directory=directory)
     if done.status != 0:
-        said = done.stderr[-STDERR_TAIL_BYTES:].decode(errors="replace").strip() or "(nothing)"
+        said = done.stderr.decode(errors="replace").strip() or "(nothing)"
         raise ProcessFailed(f"status {done.status} from: {command_line(argv)}\nit said: {said}")
     return done.stdout
 
 
 class Child:
-    """A program that runs beside us, with the end of what it says on stderr."""
+    """A program that runs beside us."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._usage = psutil.Process(process.pid)
+    def __init__(self, transport: asyncio.SubprocessTransport, end: "_End") -> None:
+        self._transport = transport
+        self._end = end
+        self.pid = transport.get_pid()
+        self._usage: psutil.Process | None = None
         self._cpu_time_s = 0.0
-        self._stderr = b""
-        self._one_reader = asyncio.Lock()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def cpu_time_s(self) -> float:
         """CPU time that it has used on the host. Never falls, also after its end."""
         with suppress(psutil.NoSuchProcess):
+            self._usage = self._usage or psutil.Process(self.pid)
             times = self._usage.cpu_times()
             self._cpu_time_s = max(self._cpu_time_s, times.user + times.system)
         return self._cpu_time_s
@@ -90,19 +86,17 @@ class Child:
     @property
     def last_words(self) -> str:
         """The last few KiB of its stderr."""
-        return self._stderr.decode(errors="replace").strip()
+        return self._end.stderr.decode(errors="replace").strip()
 
     def kill(self) -> None:
         """End it at once; `ended` then tells that. Does nothing to one that ended before."""
-        if self._process.returncode is None:
-            self._process.kill()
+        with suppress(ProcessLookupError):
+            self._transport.kill()
 
     async def ended(self) -> int:
         """Wait for its end; the exit status, negative for a signal. Any number may wait."""
-        async with self._one_reader:
-            while self._process.stderr and (said := await self._process.stderr.read(STDERR_TAIL_BYTES)):
-                self._stderr = (self._stderr + said)[-STDERR_TAIL_BYTES:]
-        return await self._process.wait()
+        await self._end.closed.wait()
+        return self._transport.get_returncode() or 0
 
 
 @asynccontextmanager
@@ -110,45 +104,67 @@ async def child(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIt
     """Start a program that lives at most as long as the block, and is killed and reaped when it ends.
 
     On Linux the kernel also kills it when we die; so call this from the main thread only. `pass_fds` keep their numbers
-    and stay the caller's.
+    and stay the caller's. Its standard output goes nowhere.
     """
-    process = await _start(argv, stdout=asyncio.subprocess.DEVNULL, pass_fds=pass_fds)
-    try:
-        yield Child(process)
-    finally:
-        await _end(process)
+    async with _started(argv, stdout=subprocess.DEVNULL, pass_fds=pass_fds) as (transport, end):
+        yield Child(transport, end)
 
 
-def _bound_to_us(argv: Sequence[str]) -> list[str]:
-    """The command, by way of a program that has the kernel kill it when our main thread ends, where there is one."""
-    binder = ["setpriv", "--pdeathsig", "KILL", "--"] if sys.platform == "linux" and shutil.which("setpriv") else []
-    return [*binder, *argv]
+class _End(asyncio.SubprocessProtocol):
+    """What a program says, and that it ends."""
+
+    def __init__(self) -> None:
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+        self.exited = asyncio.Event()
+        self.closed = asyncio.Event()
+        """It has exited, and nobody can write to its output any more."""
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1:
+            self.stdout += data
+        else:
+            self.stderr += data
+            del self.stderr[:-STDERR_TAIL_BYTES]
+
+    def process_exited(self) -> None:
+        self.exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the protocol's)
+        self.closed.set()
 
 
-async def _start(
+@asynccontextmanager
+async def _started(
     argv: Sequence[str],
     *,
     directory: Path | None = None,
-    stdout: int = asyncio.subprocess.PIPE,
+    stdout: int = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
-) -> asyncio.subprocess.Process:
+) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _End]]:
     if shutil.which(argv[0]) is None:
         raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
     try:
-        return await asyncio.create_subprocess_exec(
+        transport, end = await asyncio.get_running_loop().subprocess_exec(
+            _End,
             *_bound_to_us(argv),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
             stdout=stdout,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=subprocess.PIPE,
             cwd=directory,
             env=clean_environment(),
             pass_fds=tuple(pass_fds),
         )
     except OSError as error:
         raise ProcessFailed(f"can't start {argv[0]}: {error.strerror}") from error
+    try:
+        yield transport, end
+    finally:
+        transport.close()  # kills it, and lets go of pipes that its children may hold
+        await end.exited.wait()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
+def _bound_to_us(argv: Sequence[str]) -> list[str]:
+    """The command, by way of a program that has the kernel kill it when our main thread ends, where there is one."""
+    binder = ["setpriv", "--pdeathsig", "KILL", "--"] if sys.platform == "linux" and shutil.which("setpriv") else []
+    return [*binder, *argv]

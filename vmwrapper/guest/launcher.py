@@ -18,7 +18,8 @@ _HOME = "/run/vmwrapper"
 _NO_SUCH_USER = 67
 _VERB_LIMIT_S = 60.0
 _TAIL_BYTES = 2048
-_EXIT = re.compile(r"status=(\d{1,3}) user=(\d+)m([\d.]+)s system=(\d+)m([\d.]+)s")
+_TIME = r"([0-9]{1,9})m([0-9]{1,2}(?:\.[0-9]{1,9})?)s"  # as the shell's `times` prints it
+_EXIT = re.compile(rf"status=([0-9]{{1,3}}) user={_TIME} system={_TIME}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

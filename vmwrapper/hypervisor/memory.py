@@ -7,6 +7,7 @@ or a test, ends its machine with `machine.end(GuestPanicked("..."))`.
 
 import asyncio
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
@@ -54,8 +55,7 @@ class GuestFile:
     """Otherwise a folder or a link."""
 
 
-FOLDER = GuestFile(regular=False)
-LINK = GuestFile(regular=False)
+NO_FILE = GuestFile(regular=False)
 
 
 @dataclass(eq=False)
@@ -76,6 +76,7 @@ class MemoryHypervisor:
     """All that there ever were."""
 
     async def probe(self) -> ProbeResult:
+        await asyncio.sleep(0)  # as a real one, it lets others do something
         return ProbeResult(
             name=self.name, version="1", usable=True, accelerated=True, reasons=(), abilities=Abilities()
         )
@@ -100,7 +101,6 @@ class MemoryMachine:
     def __init__(self, hypervisor: MemoryHypervisor, clock: RunningClock, processes: asyncio.TaskGroup) -> None:
         self.hypervisor = hypervisor
         self.clock = clock
-        self.power = Power.OFF
         self.off = asyncio.Event()
         self._processes = processes
         self._process: asyncio.Task[None] | None = None
@@ -144,6 +144,8 @@ class MemoryMachine:
         if self.power is not Power.OFF:
             self._enter(Power.OFF)
             self._end.set_result(error)
+        if isinstance(error, GuestError):
+            self._awake.clear()  # the hypervisor is still there, so that nobody closes a connection
 
     def say(self, words: bytes) -> None:
         """Write to the console."""
@@ -166,7 +168,7 @@ class MemoryMachine:
         self._process = self._processes.create_task(work)
 
     def end_process(self) -> None:
-        if self._process is not None:
+        if self._process:
             self._process.cancel()
 
     def _why_off(self) -> VmwrapperError:
@@ -194,7 +196,7 @@ class MemoryGuest:
 
     def __init__(self, machine: MemoryMachine) -> None:
         self.machine = machine
-        self.files: dict[str, GuestFile] = dict.fromkeys(_FOLDERS, FOLDER)
+        self.files: dict[str, GuestFile] = dict.fromkeys(_FOLDERS, NO_FILE)
         self._boots = machine.cpu_time_s()
 
     def write(self, path: str, content: bytes) -> None:
@@ -231,15 +233,16 @@ class MemoryGuest:
             pass
         found = {name: self.files.get(f"{directory}/{name}") for name in files}
         arriving = {name: file.content for name, file in found.items() if file and file.regular}
-        if sum(map(len, arriving.values())) > limit_bytes:
-            raise TransferFailed(f"the outputs are larger than {limit_bytes} bytes")
         for name, content in arriving.items():
+            limit_bytes -= len(content)
+            if limit_bytes < 0:
+                raise TransferFailed("the outputs are larger than they may be")
             with files[name].open("xb") as file:
                 await asyncio.to_thread(file.write, content)
         return frozenset(arriving)
 
     @asynccontextmanager
-    async def _bounded(self, limit_s: float, *, silence: type[VmwrapperError] = GuestSilent) -> AsyncIterator[None]:
+    async def _bounded(self, limit_s: float, *, silence: type[Exception] = GuestSilent) -> AsyncIterator[None]:
         """The block, once the guest answers. Raises `silence` after so many running seconds."""
         try:
             async with self.machine.clock.timeout(limit_s):
@@ -252,17 +255,15 @@ class MemoryGuest:
 
     async def _run(self, argv: Sequence[str], stdin: bytes) -> CommandResult:  # noqa: PLR0911  (one for each command)
         match list(argv):
-            case ["true"]:
-                return _DONE
-            case ["false"]:
-                return CommandResult(1, b"", b"")
+            case ["true" | "false" as answer]:
+                return CommandResult(int(answer == "false"), b"", b"")
             case ["sleep", seconds]:
                 await self.machine.passes(float(seconds))
                 return _DONE
             case ["cat"]:
                 return CommandResult(0, stdin, b"")
             case ["cat", path]:
-                return self._tail(path, None)
+                return self._tail(path, sys.maxsize)
             case ["tail", "-c", count, path]:
                 return self._tail(path, int(count))
             case ["rm", "-f", "--", *paths]:
@@ -273,20 +274,20 @@ class MemoryGuest:
                 return self._launch(verb, arguments)
         raise GuestError(f"the guest has no command {argv[0]!r}")
 
-    def _tail(self, path: str, count: int | None) -> CommandResult:
+    def _tail(self, path: str, count: int) -> CommandResult:
         file = self.files.get(path)
         if file is None or not file.regular:
             return CommandResult(1, b"", f"{path}: No such file\n".encode())
-        return CommandResult(0, file.content if count is None else file.content[-count:], b"")
+        return CommandResult(0, file.content[-count:], b"")
 
     def _launch(self, verb: str, arguments: Sequence[str]) -> CommandResult:
         """What guest/launcher.sh does."""
         match verb, arguments:
             case "prepare", [datadir, _, _]:
-                self.files[datadir] = FOLDER
+                self.files[datadir] = NO_FILE
                 return CommandResult(0, b"boot_id=memory\nkernel=memory\n", b"")
             case "start", [datadir, _, program, _] if f"{LAUNCHER_HOME}/started" not in self.files:
-                self.files[f"{LAUNCHER_HOME}/started"] = FOLDER
+                self.files[f"{LAUNCHER_HOME}/started"] = NO_FILE
                 self.machine.start(self._supervise(datadir, program))
                 return _DONE
             case "end", []:

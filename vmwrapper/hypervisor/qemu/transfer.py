@@ -1,9 +1,10 @@
 """Files to and from the guest, as one tar stream over a virtio-serial port.
 
-A stream to the guest: the nonce on a line; the guest's answer, nonce and kind of checksum; the tar, padded to a whole
-number of blocks that the guest knows; its checksum comes back as what transfer.sh prints. A stream from the guest:
-nonce and kind of checksum on a line, the tar, zero bytes, nonce and checksum on a line. Nothing that comes from a guest
-is unpacked: of each header only type, name, size and executable bit are used, and only for names that we asked for.
+First the guest says on a line the nonce, since older bytes may be in the port, and its kind of checksum. A stream to the
+guest: the nonce on a line; the tar, padded to a whole number of blocks that the guest knows; the checksum of the files'
+contents comes back as what transfer.sh prints. A stream from the guest: the tar, zero bytes, nonce and checksum on a
+line. Nothing that comes from a guest is unpacked: of each header only type, name, size and executable bit are used, and
+only for names that we asked for.
 """
 
 import asyncio
@@ -65,7 +66,9 @@ class DataPort:
         blocks = -(-length // _BLOCK_BYTES)
         with _translated("into"):
             async with asyncio.TaskGroup() as both:
-                script = both.create_task(self._script_ends_well("receive", nonce, directory, str(blocks)))
+                script = both.create_task(
+                    self._script_ends_well("receive", nonce, directory, str(blocks), *map(_in_guest, files))
+                )
                 sent = await self._send(nonce, headers, files, blocks * _BLOCK_BYTES)
                 async with self._clock.timeout(_STALL_S):
                     arrived = await script
@@ -77,7 +80,7 @@ class DataPort:
         nonce = secrets.token_hex(16)
         with _translated("out of"):
             async with asyncio.TaskGroup() as both:
-                script = both.create_task(self._script_ends_well("send", nonce, directory, *files))
+                script = both.create_task(self._script_ends_well("send", nonce, directory, *map(_in_guest, files)))
                 arrived = await self._receive(nonce, files, limit_bytes)
                 async with self._clock.timeout(_STALL_S):
                     await script
@@ -93,25 +96,24 @@ class DataPort:
     async def _send(
         self, nonce: str, headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, Path], length: int
     ) -> str:
-        self._writer.write(f"{nonce}\n".encode())
         checksum = await self._greeting(nonce)
-        async for chunk in _stream(headers, files):
+        await self._write(f"{nonce}\n".encode())  # only now: what comes before the port is open is lost
+        async for chunk in _stream(headers, files, checksum):
             length -= len(chunk)
-            await self._write(chunk, checksum)
-        await self._write(bytes(length), checksum)
+            await self._write(chunk)
+        await self._write(bytes(length))
         return checksum.hexdigest()
 
-    async def _write(self, chunk: bytes, checksum: Checksum) -> None:
-        checksum.update(chunk)
+    async def _write(self, chunk: bytes) -> None:
         self._writer.write(chunk)
         async with self._clock.timeout(_STALL_S):
             await self._writer.drain()
 
     async def _receive(self, nonce: str, files: Mapping[str, Path], limit_bytes: int) -> frozenset[str]:
         checksum = await self._greeting(nonce)
-        expected = {f"./{name}": path for name, path in files.items()}
+        expected = {_in_guest(name): path for name, path in files.items()}
         arrived: set[str] = set()
-        async for member in self._members(checksum):
+        async for member in self._members():
             path = expected.pop(member.name, None)
             if path is None or not member.isreg():
                 raise TransferFailed(f"the guest sent something that it was not asked for: {member.name!r}")
@@ -120,17 +122,17 @@ class DataPort:
                 raise TransferFailed("the guest's outputs are larger than its disk and memory can be")
             await self._receive_file(path, member, checksum)
             arrived.add(member.name.removeprefix("./"))
-        if await self._trailer(checksum) != f"{nonce} {checksum.hexdigest()}":
+        if await self._trailer() != f"{nonce} {checksum.hexdigest()}":
             raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
         return frozenset(arrived)
 
-    async def _members(self, checksum: Checksum) -> AsyncIterator[tarfile.TarInfo]:
+    async def _members(self) -> AsyncIterator[tarfile.TarInfo]:
         """Each header of the stream; the caller reads the file behind it. Ends with the archive."""
         long_name: str | None = None
-        while any(block := await self._read(tarfile.BLOCKSIZE, checksum)):
+        while any(block := await self._read(tarfile.BLOCKSIZE)):
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             if member.type == tarfile.GNUTYPE_LONGNAME and member.size <= _LONGEST_NAME_BYTES:
-                name = await self._read(_padded(member.size), checksum)
+                name = await self._read(_padded(member.size))
                 long_name = os.fsdecode(name[: member.size].rstrip(b"\0"))
                 continue
             if long_name is not None:
@@ -148,13 +150,11 @@ class DataPort:
                 checksum.update(chunk)
                 left -= len(chunk)
                 await asyncio.to_thread(file.write, chunk)
-        await self._read(_padded(member.size) - member.size, checksum)
+        await self._read(_padded(member.size) - member.size)
 
-    async def _read(self, size: int, checksum: Checksum) -> bytes:
+    async def _read(self, size: int) -> bytes:
         async with self._clock.timeout(_STALL_S):
-            data = await self._reader.readexactly(size)
-        checksum.update(data)
-        return data
+            return await self._reader.readexactly(size)
 
     async def _greeting(self, nonce: str) -> Checksum:
         """Skip to the line with the nonce, and start the kind of checksum that it names."""
@@ -165,13 +165,11 @@ class DataPort:
             raise TransferFailed(f"the guest knows only an unknown checksum: {kind!r}")
         return _CHECKSUMS[kind]()
 
-    async def _trailer(self, checksum: Checksum) -> str:
-        """The line behind the zero bytes that follow the archive; the checksum covers those too."""
+    async def _trailer(self) -> str:
+        """The line behind the zero bytes that follow the archive."""
         async with self._clock.timeout(_STALL_S):
             padded = await self._reader.readuntil(b"\n")
-        line = padded.lstrip(b"\0")
-        checksum.update(bytes(len(padded) - len(line)))
-        return line.decode(errors="replace").strip()
+        return padded.lstrip(b"\0").decode(errors="replace").strip()
 
     async def _line(self) -> str:
         async with self._clock.timeout(_STALL_S):
@@ -204,15 +202,17 @@ def _headers(files: Mapping[str, Path]) -> dict[str, tuple[bytes, int]]:
             raise JobError(f"can't read the input {name}: {error.strerror} ({path})") from error
         if not stat.S_ISREG(status.st_mode):
             raise JobError(f"the input {name} is not a file: {path}")
-        member = tarfile.TarInfo(f"./{name}")
+        member = tarfile.TarInfo(_in_guest(name))
         member.size = status.st_size
         member.mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
         headers[name] = (member.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"), status.st_size)
     return headers
 
 
-async def _stream(headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, Path]) -> AsyncIterator[bytes]:
-    """The tar archive, in chunks, without the zero bytes at its end."""
+async def _stream(
+    headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, Path], checksum: Checksum
+) -> AsyncIterator[bytes]:
+    """The tar archive, in chunks, without the zero bytes at its end; the checksum gets the files' contents."""
     for name, (header, size) in headers.items():
         yield header
         try:
@@ -220,12 +220,18 @@ async def _stream(headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, 
                 left = size
                 while left > 0 and (chunk := await asyncio.to_thread(file.read, min(left, CHUNK_BYTES))):
                     left -= len(chunk)
+                    checksum.update(chunk)
                     yield chunk
         except OSError as error:
             raise JobError(f"can't read the input {name}: {error.strerror} ({files[name]})") from error
         if left > 0:
             raise TransferFailed(f"the input {name} became shorter while it was copied")
         yield bytes(_padded(size) - size)
+
+
+def _in_guest(name: str) -> str:
+    """The name as the guest gets to see it: no command takes it for an option."""
+    return f"./{name}"
 
 
 def _create(path: Path, *, executable: bool) -> BinaryIO:
