@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from vmwrapper import __version__
 from vmwrapper.boinc.standalone import Standalone
-from vmwrapper.errors import EXIT_INIT_FAILURE, EXIT_INTERRUPTED, VmwrapperError
+from vmwrapper.errors import EXIT_INIT_FAILURE, EXIT_INTERRUPTED, JobFileMissing, VmwrapperError
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import ProbeResult
 from vmwrapper.hypervisor.registry import Registry, all_hypervisors
@@ -62,37 +62,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
-    common.add_argument(
+    logging_options = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    logging_options.add_argument("--verbose", action="store_true", help="say more")
+    logging_options.add_argument("--debug", action="store_true", help="say everything, with tracebacks")
+    run_options = _Parser(add_help=False, argument_default=argparse.SUPPRESS, parents=[logging_options])
+    run_options.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
+    run_options.add_argument(
         "--boot-limit", metavar="SECONDS", type=float, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
     )
-    common.add_argument("--verbose", action="store_true", help="say more")
-    common.add_argument("--debug", action="store_true", help="say everything, with tracebacks")
 
     parser = _Parser(
         "vmwrapper",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common],
+        parents=[run_options],
     )
     parser.add_argument("--version", action="version", version=f"vmwrapper {__version__}")
     parser.set_defaults(command=_run, job_file=None, backend=None, boot_limit=BOOT_LIMIT_S, verbose=False, debug=False)
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    run = commands.add_parser("run", parents=[common], help="run a job file's job")
+    run = commands.add_parser("run", parents=[run_options], help="run a job file's job")
     run.add_argument("job_file", type=Path, help="its outputs appear beside it")
     run.set_defaults(command=_run)
-    check = commands.add_parser("check", parents=[common], help="name every problem of a job file")
+    check = commands.add_parser("check", parents=[logging_options], help="name every problem of a job file")
     check.add_argument("job_file", type=Path)
     check.set_defaults(command=_check)
-    probe = commands.add_parser("probe", parents=[common], help="show the hypervisors that this computer can use")
+    probe = commands.add_parser(
+        "probe", parents=[logging_options], help="show the hypervisors that this computer can use"
+    )
     probe.add_argument("--json", action="store_true", help="for programs")
     probe.set_defaults(command=_probe)
     image = commands.add_parser("image", help="base images")
     build = image.add_subparsers(metavar="COMMAND", required=True).add_parser(
-        "build", parents=[common], help="make the default guest from Debian's packages, unless it is there"
+        "build", parents=[logging_options], help="make the default guest from Debian's packages, unless it is there"
     )
     build.add_argument("--output", type=Path, help="where to put it (the image folder)")
     build.set_defaults(command=_image_build)
@@ -101,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(chosen: argparse.Namespace) -> int:
     job_file = (chosen.job_file or _job_file_here()).absolute()
+    if not job_file.parent.is_dir():
+        raise JobFileMissing(f"there is no job file {job_file}")
     options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit)
     with progress_display() as show:
         api = Standalone(job_file.parent, result_name=job_file.stem, show=show)
@@ -115,8 +120,12 @@ def _check(chosen: argparse.Namespace) -> int:
     job_file = chosen.job_file.absolute()
     job = read_job(job_file)
     slot = job_file.parent
-    suffixes = [suffix for hypervisor in all_hypervisors() for suffix in hypervisor.image_suffixes]
-    resolve_job(job, job_file, slot.joinpath, slot=slot, image_suffixes=[suffixes] * len(job.tasks))
+    registry = Registry(all_hypervisors())
+    suffixes = [
+        [suffix for hypervisor in registry.candidates(task.backend) for suffix in hypervisor.image_suffixes]
+        for task in job.tasks
+    ]
+    resolve_job(job, job_file, slot.joinpath, slot=slot, image_suffixes=suffixes)
     print(f"{chosen.job_file} is a good job file: {len(job.tasks)} task(s)")  # noqa: T201  (the command's answer)
     return 0
 

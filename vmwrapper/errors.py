@@ -4,19 +4,20 @@
     ├── JobError                  206  the job can't run anywhere: its file, its names, its image
     │   ├── BadJobFile                 its problems, line by line (job/problems.py)
     │   └── JobFileMissing        148  there is no job file
-    ├── UsageError                206  the command line makes no sense
     ├── ProgramFailed             195  the program in the guest ended badly, or its outputs are missing
     ├── TimeLimitExceeded         197  the job's own limit of running time
     ├── GuestError                195  the guest ended or stopped answering under the program
     │   ├── GuestPanicked
     │   ├── GuestPoweredOff
-    │   └── GuestSilent
+    │   ├── GuestSilent
+    │   └── OutputTooLarge             more than the guest's disk and memory can hold
     ├── QuitRequested             130  stop now, and go on another time (0 under the client)
     ├── AbortRequested            194  stop now, and for good
     └── TemporaryFailure           75  may succeed later: under the client a temporary exit
         ├── NoUsableHypervisor
         ├── SlotBusy
         ├── MachineExited              the hypervisor's process ended by itself
+        ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
         ├── ProcessFailed              a program that we started on the host
         └── TransferFailed             data did not cross the border whole
 
@@ -51,12 +52,6 @@ class JobFileMissing(JobError):
     exit_status = EXIT_NO_JOB_FILE
 
 
-class UsageError(VmwrapperError):
-    """The command line asks for something that does not exist."""
-
-    exit_status = EXIT_INIT_FAILURE
-
-
 class ProgramFailed(VmwrapperError):
     """The program in the guest ended with a failure, or without an output that the job declares."""
 
@@ -87,6 +82,10 @@ class GuestSilent(GuestError):
     """The guest does not answer any more, or never did."""
 
 
+class OutputTooLarge(GuestError):
+    """The guest sends more than it can have."""
+
+
 class TemporaryFailure(VmwrapperError):
     """Trying again later, on this host, may succeed."""
 
@@ -103,6 +102,10 @@ class SlotBusy(TemporaryFailure):
 
 class MachineExited(TemporaryFailure):
     """The hypervisor's process ended without being asked to."""
+
+
+class HostDiskFailed(TemporaryFailure):
+    """A file on the host can't be written."""
 
 
 class ProcessFailed(TemporaryFailure):

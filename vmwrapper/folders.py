@@ -11,7 +11,7 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("VMWRAPPER_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmwrapper"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vmwrapper"  # noqa: PTH111
 
 
 def image_folder() -> Path:

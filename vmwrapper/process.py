@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -90,8 +91,9 @@ class Child:
 
     def kill(self) -> None:
         """End it at once; `ended` then tells that. Does nothing to one that ended before."""
-        with suppress(ProcessLookupError):
-            self._transport.kill()
+        if not self._end.exited.is_set():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)  # Popen's would look for its end, and take that from asyncio
 
     async def ended(self) -> int:
         """Wait for its end; the exit status, negative for a signal. Any number may wait."""
@@ -144,6 +146,8 @@ async def _started(
 ) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _End]]:
     if shutil.which(argv[0]) is None:
         raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
+    # Ctrl-C is for us: our children hear of it from us. They stay in our process group, whose priority BOINC sets.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         transport, end = await asyncio.get_running_loop().subprocess_exec(
             _End,
@@ -157,6 +161,8 @@ async def _started(
         )
     except OSError as error:
         raise ProcessFailed(f"can't start {argv[0]}: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     try:
         yield transport, end
     finally:

@@ -1,16 +1,16 @@
 """One task in its machine: prepare, copy in, run, follow, copy out."""
 
 import asyncio
+import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import GuestError, MachineExited, ProgramFailed, TimeLimitExceeded
+from vmwrapper.errors import GuestError, HostDiskFailed, MachineExited, ProgramFailed, TimeLimitExceeded
 from vmwrapper.guest.launcher import Launcher, Program, ProgramEnd
 from vmwrapper.hypervisor.interface import MIB, Machine
 from vmwrapper.job.resolve import ResolvedTask
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 CONSOLE_LINES = 20
 _FIRST_LOOK_S = 0.05
+_LOOKS_GROW_BY = 1.5
+_LOOKS_PER_SIGN_OF_LIFE = 30
 
 
 class TaskRun:
@@ -77,8 +79,8 @@ class TaskRun:
         log.info(text, *arguments)
 
     async def _copy_in(self) -> None:
-        for name, path in self._resolved.inputs.items():
-            self._enter("copying in", "Copying in input %s (%d bytes)", name, path.stat().st_size)
+        for name in self._resolved.inputs:
+            self._enter("copying in", "Copying in input %s", name)
         await self._machine.guest.put(self._resolved.inputs, self._task.datadir)
 
     def _program(self) -> Program:
@@ -96,14 +98,23 @@ class TaskRun:
         limit_s = self._task.time_limit_s
         try:
             async with self._run_state.clock.timeout(limit_s or float("inf")):
-                look_s = _FIRST_LOOK_S
-                while (end := await launcher.ended()) is None:
-                    await (asyncio.sleep(look_s) if look_s < 1.0 else next_second())
-                    await self._run_state.may_run()
-                    look_s *= 1.5
-                return end
+                return await self._end_of_program(launcher)
         except TimeoutError as error:
             raise TimeLimitExceeded(f"{self._task.innerjob} ran for longer than its {limit_s:g} s") from error
+
+    async def _end_of_program(self, launcher: Launcher) -> ProgramEnd:
+        look_s = _FIRST_LOOK_S
+        looks = 0
+        while (end := await launcher.ended()) is None:
+            await (asyncio.sleep(look_s) if look_s < 1.0 else next_second())
+            await self._run_state.may_run()
+            look_s *= _LOOKS_GROW_BY
+            looks += 1
+            if looks % _LOOKS_PER_SIGN_OF_LIFE == 0 and not await launcher.is_alive():
+                raise GuestError(
+                    f"nobody in the guest waits for the end of {self._task.innerjob} any more: was it killed?"
+                )
+        return end
 
     async def _judge(self, end: ProgramEnd, launcher: Launcher) -> None:
         log.info("Program done: %s, %.2f s of CPU time in the guest", end, end.user_s + end.system_s)
@@ -124,10 +135,14 @@ class TaskRun:
             raise ProgramFailed(f"{self._task.innerjob} left no file {', '.join(missing)} in {self._task.datadir}")
 
     async def _sanitize(self, launcher: Launcher) -> None:
+        """Remove what was copied in. The machine is destroyed anyway: nothing relies on it."""
         names = [*(name for name in self._resolved.inputs if name != self._task.innerjob), self._task.innerjob]
         for name in names:
             self._enter("cleaning up", "Sanitizing the virtual machine: removing %s", name)
-        await launcher.remove(names)
+        try:
+            await launcher.remove(names)
+        except GuestError as error:
+            log.warning("The virtual machine could not be sanitized, and is destroyed as it is: %s", error)
 
     def _log_console(self) -> None:
         last_lines = self._machine.console_tail.splitlines()[-CONSOLE_LINES:]
@@ -136,8 +151,12 @@ class TaskRun:
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
-    """A name beside `path`, as nobody else uses it, for a file that is to become it; what still has it is removed."""
-    name = path.with_name(f".vmwrapper-{secrets.token_hex(8)}")
+    """The name beside `path` for a file that is to become it; what has it before or still has it after is removed.
+
+    It depends on `path` only, so that what a killed episode left there is found by the next.
+    """
+    name = path.with_name(f".vmwrapper-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
+    name.unlink(missing_ok=True)
     try:
         yield name
     finally:
@@ -147,6 +166,9 @@ def _unfinished(path: Path) -> Iterator[Path]:
 def _put_in_place(files: Mapping[Path, Path]) -> None:
     """Rename each file onto its place, once its bytes are on the disk."""
     for arrived, place in files.items():
-        with arrived.open("rb+") as file:
-            os.fsync(file.fileno())
-        arrived.replace(place)
+        try:
+            with arrived.open("rb+") as file:
+                os.fsync(file.fileno())
+            arrived.replace(place)
+        except OSError as error:
+            raise HostDiskFailed(f"can't write the output {place}: {error.strerror}") from error

@@ -21,12 +21,13 @@ def log_to_stderr(level: int) -> None:
     """One line per event, as it ends up in the client's stderr.txt."""
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, stream=sys.stderr, force=True)
     logging.getLogger("vmwrapper").setLevel(level)
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
 @contextmanager
 def progress_display() -> Iterator[Show]:
     """What shows a status, for the length of the block; log lines go above it."""
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         with _moving_line() as show:
             yield show
     else:
@@ -52,7 +53,9 @@ def _moving_line() -> Iterator[Show]:
 
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}")
     # rich puts what is printed meanwhile above its line, the log included, since that goes to sys.stderr.
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        console.show_cursor()  # so that there is one left whatever ends us
         line = bar.add_task("starting", total=1.0, figures="")
         log_to_stderr(logging.getLogger("vmwrapper").level)
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from vmwrapper.boinc.api import AppApi, Request
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import AbortRequested, QuitRequested, VmwrapperError
+from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, VmwrapperError
 from vmwrapper.hypervisor.interface import Hypervisor, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.job.reader import read_job
@@ -119,8 +119,12 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
 @contextmanager
 def _empty_folder(path: Path) -> Iterator[Path]:
     """An empty folder for the length of the block, whatever an earlier episode left there."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.mkdir()
+    except OSError as error:
+        raise HostDiskFailed(f"can't make an empty directory {path}: {error.strerror}") from error
     try:
         yield path
     finally:

@@ -375,7 +375,7 @@ class TestFailure:
 
         outputs = ["<output>out.dat</output>", "<output>large.dat</output>"]
         limits = ["<memory_mb>64</memory_mb>", "<disk_mb>0</disk_mb>"]
-        assert run(client, in_memory(write), task(*outputs, *limits)) == EXIT_TEMPORARY
+        assert run(client, in_memory(write), task(*outputs, *limits)) == EXIT_CHILD_FAILED
         assert not (slot / "out.dat").exists()
 
     def test_a_job_that_cannot_run(self, client: Client) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,14 +132,23 @@ def extract(bundle: Bundle, section: Section, destination: BinaryIO) -> None:
     destination.writelines(_chunks_of(bundle, section))
 
 
-def verify(bundle: Bundle) -> None:
-    """Raise JobError where a section's bytes are not those that the manifest names, and OSError as reading does."""
+def verify(bundle: Bundle, *, stop: threading.Event | None = None) -> None:
+    """Raise JobError where a section's bytes are not those that the manifest names, or can't be read.
+
+    Returns early once `stop` is set.
+    """
     for section in filter(None, (bundle.kernel, bundle.initramfs, bundle.disk)):
         digest = hashlib.sha256()
-        for chunk in _chunks_of(bundle, section):
-            digest.update(chunk)
+        try:
+            for chunk in _chunks_of(bundle, section):
+                if stop and stop.is_set():
+                    return
+                digest.update(chunk)
+        except OSError as error:
+            raise JobError(f"can't read {bundle.path}: {error.strerror}") from error
         if digest.hexdigest() != section.sha256:
-            raise JobError(f"{bundle.path}: damaged: bytes from {section.offset} on have another SHA-256 than expected")
+            what = f"bytes from {section.offset} on have another SHA-256 than expected"
+            raise JobError(f"{bundle.path} is damaged, {what}: make it again (vmwrapper image build) or fetch it again")
 
 
 def _chunks_of(bundle: Bundle, section: Section) -> Iterator[bytes]:

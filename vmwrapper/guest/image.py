@@ -13,7 +13,7 @@ from vmwrapper import process
 from vmwrapper.errors import JobError, VmwrapperError
 from vmwrapper.folders import image_folder
 from vmwrapper.guest import initramfs, packages, recipe
-from vmwrapper.guest.bundle import Contents, open_bundle, write_bundle
+from vmwrapper.guest.bundle import Contents, open_bundle, verify, write_bundle
 from vmwrapper.guest.initramfs import Node
 from vmwrapper.guest.kernel import bootable
 from vmwrapper.guest.packages import Package, Wanted
@@ -45,9 +45,11 @@ async def build_default_image(destination: Path, *, report: Callable[[str], None
 
 def _is_current(destination: Path) -> bool:
     try:
-        return open_bundle(destination).recipe == recipe.digest()
+        bundle = open_bundle(destination)
+        verify(bundle)
     except JobError:
         return False
+    return bundle.recipe == recipe.digest()
 
 
 def _require_debian() -> None:

@@ -18,6 +18,7 @@ _HOME = "/run/vmwrapper"
 _NO_SUCH_USER = 67
 _VERB_LIMIT_S = 60.0
 _TAIL_BYTES = 2048
+_LONGEST_COMMAND_BYTES = 120_000  # Linux takes 128 KiB for one argument
 _TIME = r"([0-9]{1,9})m([0-9]{1,2}(?:\.[0-9]{1,9})?)s"  # as the shell's `times` prints it
 _EXIT = re.compile(rf"status=([0-9]{{1,3}}) user={_TIME} system={_TIME}")
 
@@ -81,6 +82,10 @@ class Launcher:
     async def start(self, program: Program) -> None:
         """Start the program. It goes on without anybody following it."""
         command = _command(program, self._datadir)
+        if len(command.encode("utf-8", "surrogateescape")) > _LONGEST_COMMAND_BYTES:
+            raise JobError(
+                f"the arguments and environment of {program.path} are longer than {_LONGEST_COMMAND_BYTES} bytes"
+            )
         result = await self._run("start", self._datadir, self._user, program.path, command)
         if result.status != 0:
             raise GuestError(f"the program could not be started: {printable(result.stderr)}")
@@ -95,6 +100,10 @@ class Launcher:
             raise GuestError(f"the guest's record of the program's end makes no sense: {printable(said)!r}")
         status, user_min, user_s, system_min, system_s = map(float, found.groups())
         return ProgramEnd(status=int(status), user_s=60 * user_min + user_s, system_s=60 * system_min + system_s)
+
+    async def is_alive(self) -> bool:
+        """Whether the end of the program will be known, or is. Dearer than `ended`: for now and then."""
+        return (await self._run("alive")).status == 0
 
     async def last_words(self, *, stderr: str | None) -> str:
         """The end of what the program wrote to its standard error, which the job may have sent to a file."""

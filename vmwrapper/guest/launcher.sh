@@ -2,8 +2,9 @@
 # input; every file is written beside and moved into place, so that a reader sees all of it or nothing.
 #   prepare DATADIR USER SCRATCH   make the scratch disk (a block device's serial number, or "none") and the user
 #   start DATADIR USER PROGRAM COMMAND   COMMAND is a shell script that becomes the PROGRAM
-#   end                            nothing of the program's process group stays behind
-# In /run/vmwrapper: command, pid, exit (status, user and system CPU time in seconds), scratch/stdout, scratch/stderr.
+#   alive                          succeeds while somebody waits for the program's end, or has written it down
+# In /run/vmwrapper: command, supervisor and pid (process numbers), exit (status, user and system CPU time in seconds),
+# scratch/stdout, scratch/stderr.
 set -u
 umask 022
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -20,7 +21,11 @@ fail() {
 prepare() {
     datadir=$1 user=$2 scratch=$3
     mkdir -p "$home/scratch" "$datadir" || exit 1
-    [ "$scratch" = none ] || mount_scratch
+    if [ "$scratch" = none ]; then
+        mount -t tmpfs tmpfs "$home/scratch" || exit 1 # what is said too much does not fill the place of the record
+    else
+        mount_scratch
+    fi
     [ "$user" = root ] || make_user
     read -r boot_id </proc/sys/kernel/random/boot_id
     read -r kernel </proc/sys/kernel/osrelease
@@ -62,6 +67,11 @@ start() {
     [ "$user" = root ] || chown -R "$user" "$datadir"
     # By exec, since a shell that redirects a function keeps the descriptors from before, and our caller waits for those.
     (exec </dev/null >/dev/null 2>&1; supervise) &
+    keep supervisor $!
+}
+
+alive() {
+    read -r supervisor <"$home/supervisor" && kill -0 "$supervisor" 2>/dev/null || [ -e "$home/exit" ]
 }
 
 keep() {
@@ -80,14 +90,9 @@ supervise() {
     wait $!
     status=$?
     times >"$home/times"
-    end
+    read -r pid <"$home/pid" && kill -KILL -- "-$pid" 2>/dev/null
     { read -r ours; read -r user_s system_s; } <"$home/times"
     keep exit "status=$status user=$user_s system=$system_s"
-}
-
-end() {
-    read -r pid <"$home/pid" && kill -KILL -- "-$pid" 2>/dev/null
-    return 0
 }
 
 "$verb" "$@"

@@ -119,8 +119,9 @@ class Guest(Protocol):
         """Copy files out of a directory of the guest; the names of those that were there.
 
         `files` maps names in the guest to files of the host, which must not exist: they are made new. What is not a
-        regular file in the guest counts as not there. On return what was there is whole, by checksum; on an error some
-        of the files may have been made, whole or not. Raises TransferFailed, also for more than `limit_bytes` in all.
+        regular file in the guest counts as not there. On return what was there is whole, by checksum, and executable
+        where it was; on an error some of the files may have been made, whole or not. Raises TransferFailed,
+        OutputTooLarge for more than `limit_bytes` in all, and HostDiskFailed where a file can't be made or written.
         """
 
 
@@ -168,7 +169,7 @@ class Hypervisor(Protocol):
         """How the names of base images that it runs end, best first: what completes a name without extension."""
 
     async def probe(self) -> ProbeResult:
-        """Find out whether it can be used, within 3 s. Never raises for a broken hypervisor."""
+        """Find out whether it can be used, within 10 s. Never raises for a broken hypervisor."""
 
     def machine(self, spec: MachineSpec, clock: RunningClock) -> AbstractAsyncContextManager[Machine]:
         """Create a machine, powered off. Raises JobError for an image that it can't use."""

@@ -17,7 +17,16 @@ from typing import Any, NoReturn
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
-from vmwrapper.errors import GuestError, GuestSilent, JobError, MachineExited, TransferFailed, VmwrapperError
+from vmwrapper.errors import (
+    GuestError,
+    GuestSilent,
+    HostDiskFailed,
+    JobError,
+    MachineExited,
+    OutputTooLarge,
+    TransferFailed,
+    VmwrapperError,
+)
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.interface import Abilities, CommandResult, Machine, MachineSpec, ProbeResult
 
@@ -113,7 +122,7 @@ class MemoryMachine:
 
     @property
     def console_tail(self) -> str:
-        return printable(self._console)
+        return printable(self._console, limit=_CONSOLE_LIMIT_BYTES)
 
     async def power_on(self) -> None:
         if self.power is Power.OFF:
@@ -236,9 +245,8 @@ class MemoryGuest:
         for name, content in arriving.items():
             limit_bytes -= len(content)
             if limit_bytes < 0:
-                raise TransferFailed("the outputs are larger than they may be")
-            with files[name].open("xb") as file:
-                await asyncio.to_thread(file.write, content)
+                raise OutputTooLarge("the outputs are larger than they may be")
+            await asyncio.to_thread(_create, files[name], content)
         return frozenset(arriving)
 
     @asynccontextmanager
@@ -290,8 +298,7 @@ class MemoryGuest:
                 self.files[f"{LAUNCHER_HOME}/started"] = NO_FILE
                 self.machine.start(self._supervise(datadir, program))
                 return _DONE
-            case "end", []:
-                self.machine.end_process()
+            case "alive", []:
                 return _DONE
         return CommandResult(1, b"", b"the launcher can't do that, or not again\n")
 
@@ -300,6 +307,14 @@ class MemoryGuest:
         program = self.machine.hypervisor.programs.get(name)
         status = await program(self) if program and f"{datadir}/{name}" in self.files else _NOT_FOUND
         self.write(f"{LAUNCHER_HOME}/exit", f"status={status} user=0m0.25s system=0m0.50s\n".encode())
+
+
+def _create(path: Path, content: bytes) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise HostDiskFailed(f"can't write {path}: {error.strerror}") from error
 
 
 def _load(path: Path) -> GuestFile:

@@ -1,6 +1,7 @@
 """The hypervisors there are, and which of them runs a task."""
 
 import logging
+from collections.abc import Sequence
 
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
@@ -21,15 +22,20 @@ class Registry:
         self._hypervisors = hypervisors
         self._results: dict[str, ProbeResult] = {}
 
+    def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
+        """All that a job may mean by this name, or by none. Raises JobError where there are none."""
+        found = [hypervisor for hypervisor in self._hypervisors if wanted in (None, hypervisor.name)]
+        if not found:
+            known = ", ".join(hypervisor.name for hypervisor in self._hypervisors)
+            raise JobError(f"there is no backend {wanted!r} in this version: it has {known}")
+        return found
+
     async def choose(self, wanted: str | None) -> Hypervisor:
         """The hypervisor with this name, or the best usable one: accelerated ones first.
 
         Raises JobError for a name that there is none of, NoUsableHypervisor where it can't be used on this host.
         """
-        candidates = [hypervisor for hypervisor in self._hypervisors if wanted in (None, hypervisor.name)]
-        if not candidates:
-            known = ", ".join(hypervisor.name for hypervisor in self._hypervisors)
-            raise JobError(f"there is no backend {wanted!r} in this version: it has {known}")
+        candidates = self.candidates(wanted)
         results = [await self._probe(hypervisor) for hypervisor in candidates]
         usable = [pair for pair in zip(results, candidates, strict=True) if pair[0].usable]
         if not usable:

@@ -5,7 +5,6 @@ Source: QEMU's qga/qapi-schema.json and docs/interop/qemu-ga.rst.
 
 import asyncio
 import base64
-import binascii
 import itertools
 import json
 from collections.abc import Awaitable, Sequence
@@ -71,10 +70,8 @@ class Agent:
             if "No such file" in str(refused):
                 return None
             raise
-        try:
-            answer = await self.call("guest-file-read", handle=handle, count=limit_bytes)
-        finally:
-            await self.call("guest-file-close", handle=handle)
+        answer = await self.call("guest-file-read", handle=handle, count=limit_bytes)
+        await self.call("guest-file-close", handle=handle)
         return _decoded(answer, "buf-b64")[:limit_bytes]
 
     async def _run(self, argv: Sequence[str], stdin: bytes) -> CommandResult:
@@ -106,7 +103,7 @@ class Agent:
             return reply["return"]
         error = reply.get("error")
         said = error.get("desc") if isinstance(error, dict) else reply
-        raise AgentRefused(f"the guest agent refused {command}: {printable(str(said).encode())}")
+        raise AgentRefused(f"the guest agent refused {command}: {printable(str(said))}")
 
     async def _synchronize(self) -> None:
         if self._in_step:
@@ -160,7 +157,7 @@ def _decoded(answer: Any, name: str) -> bytes:
         return b""
     try:
         return base64.b64decode(_field(answer, name, str), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise GuestError(f"the guest agent's {name!r} is not base64") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import NoUsableHypervisor, ProcessFailed
+from vmwrapper.errors import NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.interface import Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.qemu import accelerator
@@ -49,8 +49,8 @@ class QemuHypervisor:
             if tuple(map(int, version.split(".")[:2])) < _OLDEST_VERSION:
                 return self._result(version, f"QEMU is too old: 7.0 or newer is needed; {_INSTALL}")
             chosen, verdicts = await accelerator.best(Path(system), cache=cache_folder())
-        except ProcessFailed as error:
-            return self._result(None, f"QEMU does not start: {error}")
+        except TemporaryFailure as error:
+            return self._result(None, f"QEMU can't be tried out: {error}")
         self._qemu = Qemu(system=Path(system), img=Path(img), accelerator=chosen, sandbox=sandbox)
         return self._result(version, *(verdict.reason for verdict in verdicts))
 

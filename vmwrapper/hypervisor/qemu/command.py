@@ -61,13 +61,12 @@ def command(
 
 def _socket(name: str, fd: int) -> Iterator[str]:
     yield from ("-chardev", f"socket,id={name},fd={fd}")
-    match name:
-        case "monitor":
-            yield from ("-mon", f"chardev={name},mode=control")
-        case "console":
-            yield from ("-serial", f"chardev:{name}")
-        case _:
-            yield from ("-device", f"virtserialport,chardev={name},name={name}")
+    if name == MONITOR:
+        yield from ("-mon", f"chardev={name},mode=control")
+    elif name == CONSOLE:
+        yield from ("-serial", f"chardev:{name}")
+    else:
+        yield from ("-device", f"virtserialport,chardev={name},name={name}")
 
 
 def _boot(image: BaseImage, files: MachineFiles) -> Iterator[str]:

@@ -18,4 +18,4 @@ class ConsoleTail(asyncio.Protocol):
         del self._said[:-LIMIT_BYTES]
 
     def __str__(self) -> str:
-        return printable(bytes(self._said))
+        return printable(bytes(self._said), limit=LIMIT_BYTES)

@@ -2,13 +2,14 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from vmwrapper.concurrency import ungrouped
+from vmwrapper.errors import HostDiskFailed
 from vmwrapper.guest.bundle import Bundle, Section, extract
 from vmwrapper.hypervisor.interface import MIB, MachineSpec
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
@@ -41,6 +42,7 @@ async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> 
     Kernel and initramfs have no name: they are gone with the last process that has them open. The disks are qcow2,
     since the BOINC client counts a file's apparent size.
     """
+    bundle = image.bundle
     overlay_size = image.disk.virtual_size if image.disk else 0
     async with AsyncExitStack() as files:
         with ungrouped():
@@ -50,10 +52,10 @@ async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> 
                     _disk(files, qemu_img, spec.directory / "scratch.qcow2", spec.scratch_mib * MIB)
                 )
                 kernel = making.create_task(
-                    _extracted(files, spec.directory, image.bundle, lambda bundle: bundle.kernel)
+                    _extracted(files, spec.directory, bundle, bundle.kernel if bundle else None)
                 )
                 initramfs = making.create_task(
-                    _extracted(files, spec.directory, image.bundle, lambda bundle: bundle.initramfs)
+                    _extracted(files, spec.directory, bundle, bundle.initramfs if bundle else None)
                 )
         yield MachineFiles(
             kernel=kernel.result(),
@@ -74,11 +76,14 @@ async def _disk(files: AsyncExitStack, qemu_img: Path, path: Path, size: int) ->
 
 
 async def _extracted(
-    files: AsyncExitStack, directory: Path, bundle: Bundle | None, section: Callable[[Bundle], Section]
+    files: AsyncExitStack, directory: Path, bundle: Bundle | None, section: Section | None
 ) -> BinaryIO | None:
-    if bundle is None:
+    if bundle is None or section is None:
         return None
-    file = files.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115  (the stack closes it)
-    await asyncio.to_thread(extract, bundle, section(bundle), file)
-    file.flush()
+    try:
+        file = files.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115  (the stack closes it)
+        await asyncio.to_thread(extract, bundle, section, file)
+        file.flush()
+    except OSError as error:
+        raise HostDiskFailed(f"can't copy the guest's kernel into {directory}: {error.strerror}") from error
     return file

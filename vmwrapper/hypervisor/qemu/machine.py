@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
-from vmwrapper.errors import GuestPanicked, GuestPoweredOff, MachineExited
-from vmwrapper.guest.bundle import verify
+from vmwrapper.errors import GuestPanicked, GuestPoweredOff, HostDiskFailed, MachineExited
+from vmwrapper.guest.bundle import Bundle, verify
 from vmwrapper.hypervisor.interface import CommandResult, MachineSpec
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES, Agent
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
@@ -27,8 +28,6 @@ from vmwrapper.process import Child, child, command_line
 log = logging.getLogger(__name__)
 
 _MONITOR_LIMIT_S = 10.0
-
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
 class QemuGuest:
@@ -134,7 +133,7 @@ class QemuMachine:
         agent = Agent(*await self._streams(ours[AGENT_PORT]), self._clock)
         data_port = DataPort(*await self._streams(ours[DATA_PORT]), agent.run_script, self._clock)
         monitor = QMPClient()
-        events = EventListener(names=("GUEST_PANICKED", "SHUTDOWN"))
+        events = EventListener(names=("GUEST_PANICKED", "SHUTDOWN", "BLOCK_IO_ERROR"))
         monitor.register_listener(events)
         try:
             async with asyncio.timeout(_MONITOR_LIMIT_S):
@@ -176,11 +175,20 @@ class QemuMachine:
                 watches.create_task(_watch_guest(running.events))
                 # Beside the boot, which it would delay by 0.05 s.
                 if self._image.bundle:
-                    watches.create_task(asyncio.to_thread(verify, self._image.bundle))
+                    watches.create_task(_verified(self._image.bundle))
         raise AssertionError  # the first two of them raise
 
     def cpu_time_s(self) -> float:
         return self._cpu_time_before_s + (self._running.child.cpu_time_s() if self._running else 0.0)
+
+
+async def _verified(bundle: Bundle) -> None:
+    """Verify the bundle in a thread, which stops when we are cancelled."""
+    stop = threading.Event()
+    try:
+        await asyncio.to_thread(verify, bundle, stop=stop)
+    finally:
+        stop.set()
 
 
 async def _watch_process(process: Child) -> NoReturn:
@@ -194,10 +202,14 @@ async def _broken(process: Child) -> MachineExited:
 
 
 async def _watch_guest(events: EventListener) -> NoReturn:
-    event = await events.get()
-    if event["event"] == "GUEST_PANICKED":
-        raise GuestPanicked("the guest's kernel panicked")
-    raise GuestPoweredOff(f"the guest powered off or rebooted before the task was done: {event['data']}")
+    match await events.get():
+        case {"event": "GUEST_PANICKED"}:
+            raise GuestPanicked("the guest's kernel panicked")
+        case {"event": "BLOCK_IO_ERROR", "data": {"reason": str(reason)}}:
+            raise HostDiskFailed(f"the host's disk failed under the guest, which was writing: {reason}")
+        case {"data": data}:
+            raise GuestPoweredOff(f"the guest powered off or rebooted before the task was done: {data}")
+    raise AssertionError  # the schema has no others
 
 
 async def _exit_error(process: Child) -> MachineExited:

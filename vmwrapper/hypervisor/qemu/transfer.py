@@ -1,10 +1,10 @@
 """Files to and from the guest, as one tar stream over a virtio-serial port.
 
-First the guest says on a line the nonce, since older bytes may be in the port, and its kind of checksum. A stream to the
-guest: the nonce on a line; the tar, padded to a whole number of blocks that the guest knows; the checksum of the files'
-contents comes back as what transfer.sh prints. A stream from the guest: the tar, zero bytes, nonce and checksum on a
-line. Nothing that comes from a guest is unpacked: of each header only type, name, size and executable bit are used, and
-only for names that we asked for.
+First the guest says on a line the nonce, since older bytes may be in the port, and its kind of checksum. A stream to
+the guest: the nonce on a line; the tar, padded to a whole number of blocks that the guest knows; the checksum of the
+files' contents comes back as what transfer.sh prints. A stream from the guest: the tar, zero bytes, nonce and checksum
+on a line. Nothing that comes from a guest is unpacked: of each header only type, name, size and executable bit are
+used, and only for names that we asked for.
 """
 
 import asyncio
@@ -23,13 +23,16 @@ import xxhash
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
-from vmwrapper.errors import JobError, TransferFailed
+from vmwrapper.errors import HostDiskFailed, JobError, OutputTooLarge, TransferFailed
+from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.interface import CommandResult
 
 CHUNK_BYTES = 256 * 1024
 _BLOCK_BYTES = 64 * 1024  # transfer.sh reads blocks of this size
 _STALL_S = 60.0
 _LONGEST_NAME_BYTES = 64 * 1024
+_MOST_RUBBISH_BYTES = 1 << 32  # what an earlier stream may have left in the port
+_EXCERPT = 100
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 RunScript = Callable[[Sequence[str], bytes], Awaitable[CommandResult]]
@@ -89,7 +92,7 @@ class DataPort:
     async def _script_ends_well(self, *arguments: str) -> str:
         result = await self._run_script(arguments, self._script)
         if result.status != 0:
-            said = result.stderr.decode(errors="replace").strip()
+            said = printable(result.stderr)
             raise TransferFailed(f"the guest's end of a transfer failed with status {result.status}: {said}")
         return result.stdout.decode(errors="replace").partition(" ")[0]
 
@@ -116,10 +119,11 @@ class DataPort:
         async for member in self._members():
             path = expected.pop(member.name, None)
             if path is None or not member.isreg():
-                raise TransferFailed(f"the guest sent something that it was not asked for: {member.name!r}")
+                said = printable(member.name, limit=_EXCERPT)
+                raise TransferFailed(f"the guest sent something that it was not asked for: {said}")
             limit_bytes -= member.size
             if limit_bytes < 0:
-                raise TransferFailed("the guest's outputs are larger than its disk and memory can be")
+                raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
             await self._receive_file(path, member, checksum)
             arrived.add(member.name.removeprefix("./"))
         if await self._trailer() != f"{nonce} {checksum.hexdigest()}":
@@ -131,7 +135,9 @@ class DataPort:
         long_name: str | None = None
         while any(block := await self._read(tarfile.BLOCKSIZE)):
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if member.type == tarfile.GNUTYPE_LONGNAME and member.size <= _LONGEST_NAME_BYTES:
+            if member.size < 0:
+                raise TransferFailed("the guest's stream of files is damaged: a file of negative size")
+            if member.type == tarfile.GNUTYPE_LONGNAME and long_name is None and member.size <= _LONGEST_NAME_BYTES:
                 name = await self._read(_padded(member.size))
                 long_name = os.fsdecode(name[: member.size].rstrip(b"\0"))
                 continue
@@ -140,7 +146,10 @@ class DataPort:
             yield member
 
     async def _receive_file(self, path: Path, member: tarfile.TarInfo, checksum: Checksum) -> None:
-        with await asyncio.to_thread(_create, path, executable=bool(member.mode & stat.S_IXUSR)) as file:
+        with (
+            _writing(path),
+            await asyncio.to_thread(_create, path, executable=bool(member.mode & stat.S_IXUSR)) as file,
+        ):
             left = member.size
             while left > 0:
                 async with self._clock.timeout(_STALL_S):
@@ -158,11 +167,14 @@ class DataPort:
 
     async def _greeting(self, nonce: str) -> Checksum:
         """Skip to the line with the nonce, and start the kind of checksum that it names."""
+        skipped_bytes = 0
         while nonce not in (line := await self._line()):
-            pass
+            skipped_bytes += len(line)
+            if skipped_bytes > _MOST_RUBBISH_BYTES:
+                raise TransferFailed("the guest keeps sending something that it was not asked for")
         kind = line.rpartition(" ")[2]
         if kind not in _CHECKSUMS:
-            raise TransferFailed(f"the guest knows only an unknown checksum: {kind!r}")
+            raise TransferFailed(f"the guest has only an unknown checksum: {printable(kind, limit=_EXCERPT)}")
         return _CHECKSUMS[kind]()
 
     async def _trailer(self) -> str:
@@ -227,6 +239,17 @@ async def _stream(
         if left > 0:
             raise TransferFailed(f"the input {name} became shorter while it was copied")
         yield bytes(_padded(size) - size)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the host's disk has against a file, as an error of ours."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise HostDiskFailed(f"can't write {path}: {error.strerror}") from error
 
 
 def _in_guest(name: str) -> str:
