@@ -1,7 +1,9 @@
 """For all tests: a run can demand that tests with a marker really ran, and the end says what was skipped."""
 
+import signal
 from collections import Counter
 
+import hypothesis
 import pytest
 
 
@@ -35,5 +37,8 @@ class RequiredMarkers:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell starts us deaf to Ctrl-C
+    hypothesis.settings.register_profile("unhurried", deadline=None)  # no test is timed
+    hypothesis.settings.load_profile("unhurried")
     if markers := config.getoption("--require"):
         config.pluginmanager.register(RequiredMarkers(markers))

@@ -24,8 +24,12 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     """Fail a test that leaves a process, an open descriptor or a file of the wrapper's."""
     descriptors = _open_descriptors()
     yield
-    assert _machines_of(tmp_path) == []
-    assert psutil.Process().children(recursive=True) == []
+    machines, children = _machines_of(tmp_path), psutil.Process().children(recursive=True)
+    for process in children:
+        process.kill()  # so that only this test fails
+    psutil.wait_procs(children, timeout=5)
+    assert machines == []
+    assert children == []
     assert _open_descriptors() <= descriptors
     left = [str(path) for path in tmp_path.rglob("*") if path.name.startswith((".vmwrapper", "boinc_"))]
     assert left == []

@@ -289,7 +289,7 @@ def opens_or_names_the_defect(path: Path) -> None:
         assert 0 <= section.offset <= section.offset + section.size <= size
 
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+unhurried = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @unhurried

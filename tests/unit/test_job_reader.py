@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -249,7 +249,6 @@ FRAGMENTS = st.sampled_from(
 MUTATIONS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 20), FRAGMENTS | st.binary()), max_size=6)
 
 
-@settings(deadline=2000)
 @given(st.sampled_from(VALID_BEGINNINGS), MUTATIONS)
 def test_anything_is_read_or_refused(content: bytes, mutations: list[tuple[int, int, bytes]]) -> None:
     for position, length, fragment in mutations:
@@ -285,7 +284,6 @@ FIELDS: dict[str, Field] = {
 VALUES = st.fixed_dictionaries({}, optional={field: values for field, values, _ in FIELDS.values()})
 
 
-@settings(deadline=2000)
 @given(VALUES, st.permutations(list(FIELDS)))
 def test_a_task_survives_being_written_and_read(values: dict[str, Any], tags: list[str]) -> None:
     task = Task(line=1, innerjob="inner.sh", **values)

@@ -58,7 +58,7 @@ def write_program(folder: Path, text: str, name: str = "program") -> str:
     return name
 
 
-quoting = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+quoting = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 
 
 class TestCommand:

@@ -40,10 +40,18 @@ receive() {
     cat "$@" | $checksum
 }
 
+are_regular() {
+    for name in "$@"; do
+        [ -f "$name" ] && [ ! -L "$name" ] || return 1
+    done
+}
+
+# Leaving names out takes the square of their number.
 send() {
-    left=$#
+    left=0
+    are_regular "$@" || left=$#
     while [ $left -gt 0 ]; do
-        [ -f "$1" ] && [ ! -L "$1" ] && set -- "$@" "$1"
+        are_regular "$1" && set -- "$@" "$1"
         shift
         left=$((left - 1))
     done
