@@ -147,7 +147,8 @@ async def _started(
     if shutil.which(argv[0]) is None:
         raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
     # Ctrl-C is for us: our children hear of it from us. They stay in our process group, whose priority BOINC sets.
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # It inherits the mask: asyncio starts it before it first lets others run, who would find us deaf to Ctrl-C, too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         transport, end = await asyncio.get_running_loop().subprocess_exec(
             _End,
@@ -162,7 +163,7 @@ async def _started(
     except OSError as error:
         raise ProcessFailed(f"can't start {argv[0]}: {error.strerror}") from error
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # not what it was: others may be starting, too
     try:
         yield transport, end
     finally:

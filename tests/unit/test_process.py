@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,12 @@ class TestComplete:
     async def test_much_output_at_once(self) -> None:
         done = await process.complete(["head", "-c", "3000000", "/dev/zero"], limit_s=10)
         assert len(done.stdout) == 3_000_000
+
+    async def test_several_at_once_are_deaf_to_ctrl_c_and_we_are_not(self) -> None:
+        argv = ["sh", "-c", "kill -INT $$; echo alive"]
+        done = await asyncio.gather(*(process.complete(argv, limit_s=5) for _ in range(5)))
+        assert [each.stdout for each in done] == 5 * [b"alive\n"]
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     async def test_what_is_not_there(self) -> None:
         with pytest.raises(ProcessFailed, match="can't start no-such-program"):
