@@ -17,6 +17,7 @@ import psutil
 from vmwrapper.errors import ProcessFailed
 
 STDERR_TAIL_BYTES = 4096
+_FOR_US = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _KEPT_VARIABLES = ("HOME", "PATH", "TMPDIR", "SYSTEMROOT", "TEMP")
 
 
@@ -146,9 +147,10 @@ async def _started(
 ) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _End]]:
     if shutil.which(argv[0]) is None:
         raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
-    # Ctrl-C is for us: our children hear of it from us. They stay in our process group, whose priority BOINC sets.
-    # It inherits the mask: asyncio starts it before it first lets others run, who would find us deaf to Ctrl-C, too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Ctrl-C, a closed terminal and a shutdown of the host are for us: our children hear of them from us. They stay in
+    # our process group, whose priority BOINC sets. A child inherits the mask: asyncio starts it before it first lets
+    # others run, who would find us deaf, too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_US)
     try:
         transport, end = await asyncio.get_running_loop().subprocess_exec(
             _End,
@@ -163,7 +165,7 @@ async def _started(
     except OSError as error:
         raise ProcessFailed(f"can't start {argv[0]}: {error.strerror}") from error
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # not what it was: others may be starting, too
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_US)  # not what it was: others may be starting, too
     try:
         yield transport, end
     finally:

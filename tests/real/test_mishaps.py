@@ -346,12 +346,11 @@ def test_rubbish_in_the_data_port_does_not_touch_outputs(tmp_path: Path, source:
     assert digest.stdout == (tmp_path / "sum").read_bytes()
 
 
-def test_guest_whose_tar_is_evil_gets_no_escape_sequence_into_the_log(tmp_path: Path) -> None:
+def test_guest_whose_shell_is_evil_gets_no_escape_sequence_into_the_log(tmp_path: Path) -> None:
     script = """\
-t=$(command -v tar); rm $t
-printf '#!/bin/sh\\nprintf "\\\\033[31mred\\\\033]0;title\\\\007\\\\n" >&2; exit 3\\n' > $t; chmod +x $t
-tar; echo yes > result"""
+sh=$(readlink -f /bin/sh) && rm /usr/bin/sh
+printf '#!%s sh\\nprintf "\\\\033[31mred\\\\033]0;title\\\\007\\\\n" >&2; exit 3\\n' $sh >/usr/bin/sh
+chmod +x /usr/bin/sh; echo yes > result"""
     done = vmwrapper("run", write_job(tmp_path, job(task("evil.sh", "<output>result</output>")), evil=script))
-    assert done.returncode in (75, 195), done.stderr
-    ends_with(done, done.returncode)
+    ends_with(done, 75, "failed with status 3", "red")
     assert not (tmp_path / "result").exists()

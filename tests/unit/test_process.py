@@ -57,11 +57,12 @@ class TestComplete:
         done = await process.complete(["head", "-c", "3000000", "/dev/zero"], limit_s=10)
         assert len(done.stdout) == 3_000_000
 
-    async def test_several_at_once_are_deaf_to_ctrl_c_and_we_are_not(self) -> None:
-        argv = ["sh", "-c", "kill -INT $$; echo alive"]
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    async def test_several_at_once_are_deaf_to_what_is_for_us(self, number: signal.Signals) -> None:
+        argv = ["sh", "-c", f"kill -{number} $$; echo alive"]
         done = await asyncio.gather(*(process.complete(argv, limit_s=5) for _ in range(5)))
         assert [each.stdout for each in done] == 5 * [b"alive\n"]
-        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     async def test_what_is_not_there(self) -> None:
         with pytest.raises(ProcessFailed, match="can't start no-such-program"):
