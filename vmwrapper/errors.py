@@ -10,6 +10,7 @@
     │   ├── GuestPanicked
     │   ├── GuestPoweredOff
     │   ├── GuestSilent
+    │   ├── OutputChanged              a file was written to while it was copied out
     │   └── OutputTooLarge             more than the guest's disk and memory can hold
     ├── QuitRequested             130  stop now, and go on another time (0 under the client)
     ├── AbortRequested            194  stop now, and for good
@@ -80,6 +81,10 @@ class GuestPoweredOff(GuestError):
 
 class GuestSilent(GuestError):
     """The guest does not answer any more, or never did."""
+
+
+class OutputChanged(GuestError):
+    """Something in the guest still writes to a file that is copied out."""
 
 
 class OutputTooLarge(GuestError):

@@ -12,7 +12,8 @@ from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, HostDiskFailed, MachineExited, ProgramFailed, TimeLimitExceeded
 from vmwrapper.guest.launcher import Launcher, Program, ProgramEnd
-from vmwrapper.hypervisor.interface import MIB, Machine
+from vmwrapper.hostile import some_of
+from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
 from vmwrapper.job.resolve import ResolvedTask
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import RunState
@@ -74,12 +75,12 @@ class TaskRun:
         await self._copy_out()
         await self._sanitize(launcher)
 
-    def _enter(self, activity: str, text: str, *arguments: object) -> None:
+    def _enter(self, activity: str, text: str, *arguments: str) -> None:
         self._progress.activity = activity
         log.info(text, *arguments)
 
     async def _copy_in(self) -> None:
-        for name in self._resolved.inputs:
+        for name in some_of(self._resolved.inputs):
             self._enter("copying in", "Copying in input %s", name)
         await self._machine.guest.put(self._resolved.inputs, self._task.datadir)
 
@@ -124,20 +125,22 @@ class TaskRun:
 
     async def _copy_out(self) -> None:
         outputs = self._resolved.outputs
-        for name in outputs:
+        for name in some_of(outputs):
             self._enter("copying out", "Copying out output %s", name)
         limit_bytes = (self._task.scratch_mib + self._task.memory_mib) * MIB
         with ExitStack() as names:
             arriving = {name: names.enter_context(_unfinished(path)) for name, path in outputs.items()}
-            arrived = await self._machine.guest.get(self._task.datadir, arriving, limit_bytes=limit_bytes)
-            await asyncio.to_thread(_put_in_place, {arriving[name]: outputs[name] for name in arrived})
-        if missing := [name for name in outputs if name not in arrived]:
-            raise ProgramFailed(f"{self._task.innerjob} left no file {', '.join(missing)} in {self._task.datadir}")
+            kinds = await self._machine.guest.get(self._task.datadir, arriving, limit_bytes=limit_bytes)
+            regular = [name for name, kind in kinds.items() if kind is FileKind.REGULAR]
+            await asyncio.to_thread(_put_in_place, {arriving[name]: outputs[name] for name in regular})
+        if missing := [_described(name, kind) for name, kind in kinds.items() if kind is not FileKind.REGULAR]:
+            listed = ", ".join(some_of(missing))
+            raise ProgramFailed(f"{self._task.innerjob} left no file {listed} in {self._task.datadir}")
 
     async def _sanitize(self, launcher: Launcher) -> None:
         """Remove what was copied in. The machine is destroyed anyway: nothing relies on it."""
         names = [*(name for name in self._resolved.inputs if name != self._task.innerjob), self._task.innerjob]
-        for name in names:
+        for name in some_of(names):
             self._enter("cleaning up", "Sanitizing the virtual machine: removing %s", name)
         try:
             await launcher.remove(names)
@@ -147,6 +150,10 @@ class TaskRun:
     def _log_console(self) -> None:
         last_lines = self._machine.console_tail.splitlines()[-CONSOLE_LINES:]
         log.error("The end of the guest's console:\n%s", "\n".join(last_lines) or "(nothing)")
+
+
+def _described(name: str, kind: FileKind) -> str:
+    return name if kind is FileKind.MISSING else f"{name} (it is {kind.value})"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import psutil
 
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineSpec
-from vmwrapper.hypervisor.memory import NO_FILE, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
+from vmwrapper.hypervisor.memory import FOLDER, LINK, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 
 COUNTER = "counter"
@@ -61,10 +61,10 @@ class MemorySubject:
         return MemoryHypervisor({COUNTER: _count}, boot_s=0.05, put_s=0.12)
 
     async def make_folder(self, guest: Guest, path: str) -> None:
-        _files(guest)[path] = NO_FILE
+        _files(guest)[path] = FOLDER
 
     async def make_link(self, guest: Guest, path: str, target: str) -> None:
-        _files(guest)[path] = NO_FILE
+        _files(guest)[path] = LINK
 
     async def is_executable(self, guest: Guest, path: str) -> bool:
         return _files(guest)[path].executable

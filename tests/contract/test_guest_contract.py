@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, OutputTooLarge, TransferFailed
-from vmwrapper.hypervisor.interface import MIB, Guest
+from vmwrapper.hypervisor.interface import MIB, FileKind, Guest
 
 from .subjects import Subject, host_files
 
@@ -24,6 +24,8 @@ NAMES = [
     "-rf",
     "--help",
     "ünïcödé ☃",
+    "two\nlines\n",
+    "\ttab and \x1b[31mred",
     "in/a/folder",
     "n" * 99,
     "n" * 100,
@@ -45,8 +47,10 @@ async def folder(subject: Subject, guest: Guest) -> str:
 async def get(guest: Guest, folder: str, names: list[str], into: Path, *, limit_bytes: int = MIB) -> dict[str, bytes]:
     """The contents of those files that are there."""
     places = {name: into / f"output {secrets.token_hex(4)}" for name in names}
-    arrived = await guest.get(folder, places, limit_bytes=limit_bytes)
-    assert arrived == {name for name, place in places.items() if place.exists()}
+    kinds = await guest.get(folder, places, limit_bytes=limit_bytes)
+    assert list(kinds) == names
+    arrived = [name for name, kind in kinds.items() if kind is FileKind.REGULAR]
+    assert arrived == [name for name, place in places.items() if place.exists()]
     return {name: places[name].read_bytes() for name in arrived}
 
 
@@ -122,7 +126,7 @@ class TestFiles:
 
     async def test_no_files_at_all(self, guest: Guest, folder: str) -> None:
         await guest.put({}, folder)
-        assert await guest.get(folder, {}, limit_bytes=0) == frozenset()
+        assert await guest.get(folder, {}, limit_bytes=0) == {}
 
     async def test_putting_again_replaces(self, guest: Guest, folder: str, tmp_path: Path) -> None:
         for content in (b"a longer one", b"new"):
@@ -155,9 +159,16 @@ class TestFiles:
         await subject.make_folder(guest, f"{folder}/folder")
         await subject.make_link(guest, f"{folder}/link", "file")
         await subject.make_link(guest, f"{folder}/dangling", "nothing")
-        names = ["file", "folder", "link", "dangling", "missing"]
-        assert await get(guest, folder, names, tmp_path) == {"file": b"x"}
-        assert await get(guest, folder, names[1:], tmp_path) == {}
+        kinds = {
+            "missing": FileKind.MISSING,
+            "file": FileKind.REGULAR,
+            "folder": FileKind.DIRECTORY,
+            "link": FileKind.LINK,
+            "dangling": FileKind.LINK,
+            "no/file": FileKind.MISSING,
+        }
+        assert await guest.get(folder, {name: tmp_path / f"to {name}" for name in kinds}, limit_bytes=1) == kinds
+        assert [path.name for path in tmp_path.glob("to *")] == ["to file"]
 
     async def test_more_than_the_limit_is_refused(self, guest: Guest, folder: str, tmp_path: Path) -> None:
         contents = {"one": bytes(600), "two": bytes(600)}

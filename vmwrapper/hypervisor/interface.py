@@ -14,6 +14,7 @@ the RunningClock that the machine was created with. Errors are those of errors.p
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -92,6 +93,16 @@ class CommandResult:
     stderr: bytes
 
 
+class FileKind(Enum):
+    """What a name in a guest stands for; the values end a sentence."""
+
+    REGULAR = "a regular file"
+    DIRECTORY = "a directory"
+    LINK = "a symbolic link"
+    SPECIAL = "a device, pipe or socket"
+    MISSING = "nothing"
+
+
 class Guest(Protocol):
     """The inside of a machine that is powered on."""
 
@@ -115,13 +126,13 @@ class Guest(Protocol):
         can't be read.
         """
 
-    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
-        """Copy files out of a directory of the guest; the names of those that were there.
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
+        """Copy the regular files among these out of a directory of the guest; what each name stands for there.
 
-        `files` maps names in the guest to files of the host, which must not exist: they are made new. What is not a
-        regular file in the guest counts as not there. On return what was there is whole, by checksum, and executable
-        where it was; on an error some of the files may have been made, whole or not. Raises TransferFailed,
-        OutputTooLarge for more than `limit_bytes` in all, and HostDiskFailed where a file can't be made or written.
+        `files` maps names in the guest to files of the host, which must not exist: they are made new. On return all
+        regular files are whole, by checksum, and executable where they were; on an error some of the files may have
+        been made, whole or not. Raises TransferFailed, OutputChanged, OutputTooLarge for more than `limit_bytes` in
+        all, and HostDiskFailed where a file can't be made or written.
         """
 
 

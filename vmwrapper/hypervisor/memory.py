@@ -28,7 +28,7 @@ from vmwrapper.errors import (
     VmwrapperError,
 )
 from vmwrapper.hostile import printable
-from vmwrapper.hypervisor.interface import Abilities, CommandResult, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.interface import Abilities, CommandResult, FileKind, Machine, MachineSpec, ProbeResult
 
 IMAGE = b"a base image for the hypervisor in memory\n"
 LAUNCHER_HOME = "/run/vmwrapper"
@@ -60,11 +60,16 @@ class GuestFile:
 
     content: bytes = b""
     executable: bool = False
-    regular: bool = True
-    """Otherwise a folder or a link."""
+    kind: FileKind = FileKind.REGULAR
+
+    @property
+    def regular(self) -> bool:
+        return self.kind is FileKind.REGULAR
 
 
-NO_FILE = GuestFile(regular=False)
+NO_FILE = GuestFile(kind=FileKind.MISSING)
+FOLDER = GuestFile(kind=FileKind.DIRECTORY)
+LINK = GuestFile(kind=FileKind.LINK)
 
 
 @dataclass(eq=False)
@@ -205,7 +210,7 @@ class MemoryGuest:
 
     def __init__(self, machine: MemoryMachine) -> None:
         self.machine = machine
-        self.files: dict[str, GuestFile] = dict.fromkeys(_FOLDERS, NO_FILE)
+        self.files: dict[str, GuestFile] = dict.fromkeys(_FOLDERS, FOLDER)
         self._boots = machine.cpu_time_s()
 
     def write(self, path: str, content: bytes) -> None:
@@ -237,17 +242,17 @@ class MemoryGuest:
             raise TransferFailed(f"the guest has no directory {directory}")
         self.files |= loaded
 
-    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
         async with self._bounded(_STALL_LIMIT_S, silence=TransferFailed):
             pass
-        found = {name: self.files.get(f"{directory}/{name}") for name in files}
-        arriving = {name: file.content for name, file in found.items() if file and file.regular}
+        found = {name: self.files.get(f"{directory}/{name}", NO_FILE) for name in files}
+        arriving = {name: file.content for name, file in found.items() if file.regular}
         for name, content in arriving.items():
             limit_bytes -= len(content)
             if limit_bytes < 0:
                 raise OutputTooLarge("the outputs are larger than they may be")
             await asyncio.to_thread(_create, files[name], content)
-        return frozenset(arriving)
+        return {name: file.kind for name, file in found.items()}
 
     @asynccontextmanager
     async def _bounded(self, limit_s: float, *, silence: type[Exception] = GuestSilent) -> AsyncIterator[None]:
@@ -292,10 +297,10 @@ class MemoryGuest:
         """What guest/launcher.sh does."""
         match verb, arguments:
             case "prepare", [datadir, _, _]:
-                self.files[datadir] = NO_FILE
+                self.files[datadir] = FOLDER
                 return CommandResult(0, b"boot_id=memory\nkernel=memory\n", b"")
             case "start", [datadir, _, program, _] if f"{LAUNCHER_HOME}/started" not in self.files:
-                self.files[f"{LAUNCHER_HOME}/started"] = NO_FILE
+                self.files[f"{LAUNCHER_HOME}/started"] = GuestFile()
                 self.machine.start(self._supervise(datadir, program))
                 return _DONE
             case "alive", []:

@@ -16,7 +16,7 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, HostDiskFailed, MachineExited
 from vmwrapper.guest.bundle import Bundle, verify
-from vmwrapper.hypervisor.interface import CommandResult, MachineSpec
+from vmwrapper.hypervisor.interface import CommandResult, FileKind, MachineSpec
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES, Agent
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.command import AGENT_PORT, CONSOLE, DATA_PORT, MONITOR, SOCKETS, Qemu, command
@@ -55,7 +55,7 @@ class QemuGuest:
         async with self._connected():
             await self._data_port.put(files, directory)
 
-    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
         async with self._connected():
             return await self._data_port.get(directory, files, limit_bytes=limit_bytes)
 

@@ -1,39 +1,49 @@
-"""Files to and from the guest, as one tar stream over a virtio-serial port.
+"""Files to and from the guest, as one stream over a virtio-serial port.
 
 First the guest says on a line the nonce, since older bytes may be in the port, and its kind of checksum. A stream to
-the guest: the nonce on a line; the tar, padded to a whole number of blocks that the guest knows; the checksum of the
-files' contents comes back as what transfer.sh prints. A stream from the guest: the tar, zero bytes, nonce and checksum
-on a line. Nothing that comes from a guest is unpacked: of each header only type, name, size and executable bit are
-used, and only for names that we asked for.
+the guest: the nonce on a line; a tar, padded to a whole number of blocks that the guest knows; the checksum of the
+files' contents comes back as what transfer.sh prints. A stream from the guest: a line with a letter for each name that
+we asked for; for each regular file a line mode:size:time; the files' contents, one after the other; on a line the nonce
+and the checksum of all that. So no name, no link and no archive comes from a guest: see docs/adr/004.
 """
 
 import asyncio
 import hashlib
 import os
+import re
 import secrets
 import stat
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 import xxhash
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
-from vmwrapper.errors import HostDiskFailed, JobError, OutputTooLarge, TransferFailed
+from vmwrapper.errors import HostDiskFailed, JobError, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
-from vmwrapper.hypervisor.interface import CommandResult
+from vmwrapper.hypervisor.interface import CommandResult, FileKind
 
 CHUNK_BYTES = 256 * 1024
 _BLOCK_BYTES = 64 * 1024  # transfer.sh reads blocks of this size
 _STALL_S = 60.0
-_LONGEST_NAME_BYTES = 64 * 1024
 _MOST_RUBBISH_BYTES = 1 << 32  # what an earlier stream may have left in the port
 _EXCERPT = 100
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
+_FACTS = re.compile(r"([0-9a-f]{1,8}):([0-9]{1,15}):-?[0-9]+")
+_KINDS = {
+    "f": FileKind.REGULAR,
+    "d": FileKind.DIRECTORY,
+    "l": FileKind.LINK,
+    "s": FileKind.SPECIAL,
+    "-": FileKind.MISSING,
+}
+_CHANGED = "changed"
 
 RunScript = Callable[[Sequence[str], bytes], Awaitable[CommandResult]]
 """Runs `sh` in the guest with these arguments and this script as its standard input, to its end."""
@@ -78,16 +88,16 @@ class DataPort:
         if arrived != sent:
             raise TransferFailed("files were damaged on their way into the guest: the checksums differ")
 
-    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
         """See `Guest.get`."""
         nonce = secrets.token_hex(16)
         with _translated("out of"):
             async with asyncio.TaskGroup() as both:
                 script = both.create_task(self._script_ends_well("send", nonce, directory, *map(_in_guest, files)))
-                arrived = await self._receive(nonce, files, limit_bytes)
+                kinds = await self._receive(nonce, files, limit_bytes)
                 async with self._clock.timeout(_STALL_S):
                     await script
-        return arrived
+        return kinds
 
     async def _script_ends_well(self, *arguments: str) -> str:
         result = await self._run_script(arguments, self._script)
@@ -101,7 +111,8 @@ class DataPort:
     ) -> str:
         checksum = await self._greeting(nonce)
         await self._write(f"{nonce}\n".encode())  # only now: what comes before the port is open is lost
-        async for chunk in _stream(headers, files, checksum):
+        chunks = _archive(headers, files, checksum)
+        while chunk := await asyncio.to_thread(next, chunks, b""):
             length -= len(chunk)
             await self._write(chunk)
         await self._write(bytes(length))
@@ -112,58 +123,29 @@ class DataPort:
         async with self._clock.timeout(_STALL_S):
             await self._writer.drain()
 
-    async def _receive(self, nonce: str, files: Mapping[str, Path], limit_bytes: int) -> frozenset[str]:
+    async def _receive(self, nonce: str, files: Mapping[str, Path], limit_bytes: int) -> Mapping[str, FileKind]:
         checksum = await self._greeting(nonce)
-        expected = {_in_guest(name): path for name, path in files.items()}
-        arrived: set[str] = set()
-        async for member in self._members():
-            path = expected.pop(member.name, None)
-            if path is None or not member.isreg():
-                said = printable(member.name, limit=_EXCERPT)
-                raise TransferFailed(f"the guest sent something that it was not asked for: {said}")
-            limit_bytes -= member.size
-            if limit_bytes < 0:
-                raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
-            await self._receive_file(path, member, checksum)
-            arrived.add(member.name.removeprefix("./"))
-        if await self._trailer() != f"{nonce} {checksum.hexdigest()}":
-            raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
-        return frozenset(arrived)
-
-    async def _members(self) -> AsyncIterator[tarfile.TarInfo]:
-        """Each header of the stream; the caller reads the file behind it. Ends with the archive."""
-        long_name: str | None = None
-        while any(block := await self._read(tarfile.BLOCKSIZE)):
-            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if member.size < 0:
-                raise TransferFailed("the guest's stream of files is damaged: a file of negative size")
-            if member.type == tarfile.GNUTYPE_LONGNAME and long_name is None and member.size <= _LONGEST_NAME_BYTES:
-                name = await self._read(_padded(member.size))
-                long_name = os.fsdecode(name[: member.size].rstrip(b"\0"))
-                continue
-            if long_name is not None:
-                member.name, long_name = long_name, None
-            yield member
-
-    async def _receive_file(self, path: Path, member: tarfile.TarInfo, checksum: Checksum) -> None:
-        with (
-            _writing(path),
-            await asyncio.to_thread(_create, path, executable=bool(member.mode & stat.S_IXUSR)) as file,
-        ):
-            left = member.size
-            while left > 0:
+        kinds = _kinds(files, await self._announcement(checksum))
+        regular = [path for name, path in files.items() if kinds[name] is FileKind.REGULAR]
+        announced = [_announced(path, await self._announcement(checksum)) for path in regular]
+        size = sum(file.size for file in announced)
+        if size > limit_bytes:
+            raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
+        with ExitStack() as stack:
+            sink = stack.enter_context(await asyncio.to_thread(_Sink, announced, checksum))
+            while size > 0:
                 async with self._clock.timeout(_STALL_S):
-                    chunk = await self._reader.read(min(left, CHUNK_BYTES))
+                    chunk = await self._reader.read(min(size, CHUNK_BYTES))
                 if not chunk:
-                    raise asyncio.IncompleteReadError(b"", left)
-                checksum.update(chunk)
-                left -= len(chunk)
-                await asyncio.to_thread(file.write, chunk)
-        await self._read(_padded(member.size) - member.size)
-
-    async def _read(self, size: int) -> bytes:
-        async with self._clock.timeout(_STALL_S):
-            return await self._reader.readexactly(size)
+                    raise asyncio.IncompleteReadError(b"", size)
+                size -= len(chunk)
+                await asyncio.to_thread(sink.write, chunk)
+        match (await self._line()).split(" "):
+            case [said, digest] if said == nonce and digest == checksum.hexdigest():
+                return kinds
+            case [said, digest] if said == nonce and digest == _CHANGED:
+                raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
+        raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
 
     async def _greeting(self, nonce: str) -> Checksum:
         """Skip to the line with the nonce, and start the kind of checksum that it names."""
@@ -177,11 +159,10 @@ class DataPort:
             raise TransferFailed(f"the guest has only an unknown checksum: {printable(kind, limit=_EXCERPT)}")
         return _CHECKSUMS[kind]()
 
-    async def _trailer(self) -> str:
-        """The line behind the zero bytes that follow the archive."""
-        async with self._clock.timeout(_STALL_S):
-            padded = await self._reader.readuntil(b"\n")
-        return padded.lstrip(b"\0").decode(errors="replace").strip()
+    async def _announcement(self, checksum: Checksum) -> str:
+        line = await self._line()
+        checksum.update(f"{line}\n".encode())
+        return line
 
     async def _line(self) -> str:
         async with self._clock.timeout(_STALL_S):
@@ -200,8 +181,6 @@ def _translated(direction: str) -> Iterator[None]:
             yield
     except TimeoutError as error:
         raise TransferFailed(f"no byte went {direction} the guest for {_STALL_S:g} s") from error
-    except (tarfile.HeaderError, asyncio.LimitOverrunError) as error:
-        raise TransferFailed(f"the guest's stream of files is damaged: {error}") from error
 
 
 def _headers(files: Mapping[str, Path]) -> dict[str, tuple[bytes, int]]:
@@ -221,24 +200,94 @@ def _headers(files: Mapping[str, Path]) -> dict[str, tuple[bytes, int]]:
     return headers
 
 
-async def _stream(
+def _archive(
     headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, Path], checksum: Checksum
-) -> AsyncIterator[bytes]:
-    """The tar archive, in chunks, without the zero bytes at its end; the checksum gets the files' contents."""
+) -> Iterator[bytes]:
+    """A tar in chunks, without the zero bytes at its end; the checksum gets the files' contents. Blocks."""
+    chunk = bytearray()
+    for part in _parts(headers, files, checksum):
+        chunk += part
+        if len(chunk) >= CHUNK_BYTES:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
+
+
+def _parts(headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, Path], checksum: Checksum) -> Iterator[bytes]:
     for name, (header, size) in headers.items():
         yield header
+        left = size
         try:
-            with await asyncio.to_thread(files[name].open, "rb") as file:
-                left = size
-                while left > 0 and (chunk := await asyncio.to_thread(file.read, min(left, CHUNK_BYTES))):
-                    left -= len(chunk)
-                    checksum.update(chunk)
-                    yield chunk
+            with files[name].open("rb") as file:
+                while left > 0 and (part := file.read(min(left, CHUNK_BYTES))):
+                    left -= len(part)
+                    checksum.update(part)
+                    yield part
         except OSError as error:
             raise JobError(f"can't read the input {name}: {error.strerror} ({files[name]})") from error
         if left > 0:
             raise TransferFailed(f"the input {name} became shorter while it was copied")
         yield bytes(_padded(size) - size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """A file that will arrive, and where it goes to."""
+
+    path: Path
+    size: int
+    executable: bool
+
+
+def _kinds(names: Iterable[str], letters: str) -> dict[str, FileKind]:
+    try:
+        return {name: _KINDS[letter] for name, letter in zip(names, letters, strict=True)}
+    except (KeyError, ValueError) as error:
+        said = printable(letters, limit=_EXCERPT)
+        raise TransferFailed(f"the guest does not say what each file is: {said!r}") from error
+
+
+def _announced(path: Path, line: str) -> _Announced:
+    facts = _FACTS.fullmatch(line)
+    if facts is None:
+        raise TransferFailed(f"the guest does not say a file's size: {printable(line, limit=_EXCERPT)!r}")
+    return _Announced(path, size=int(facts[2]), executable=bool(int(facts[1], 16) & stat.S_IXUSR))
+
+
+class _Sink:
+    """Makes files, one after the other, out of one stream of bytes. Blocks."""
+
+    def __init__(self, files: Iterable[_Announced], checksum: Checksum) -> None:
+        self._files = iter(files)
+        self._checksum = checksum
+        self._stack = ExitStack()
+        self._left = 0
+        self._next()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, chunk: bytes) -> None:
+        """Take as many bytes as are announced, or fewer."""
+        self._checksum.update(chunk)
+        rest = memoryview(chunk)
+        while rest:
+            part, rest = rest[: self._left], rest[self._left :]
+            with _writing(self._path):
+                self._file.write(part)
+            self._left -= len(part)
+            self._next()
+
+    def _next(self) -> None:
+        """Go on to the next file that has bytes to come, once this one has all of its own."""
+        while self._left == 0 and (announced := next(self._files, None)):
+            with _writing(announced.path):
+                self._stack.close()
+                self._file = self._stack.enter_context(_create(announced.path, executable=announced.executable))
+            self._path, self._left = announced.path, announced.size
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-# Moves files through a virtio-serial port, as one tar stream. Read by the guest's sh from its standard input:
-#   receive NONCE DIRECTORY BLOCKS NAME…   BLOCKS of 64 KiB come from the host, and make the files NAME
+# Moves files through a virtio-serial port, as transfer.py says. Read by the guest's sh from its standard input:
+#   receive NONCE DIRECTORY BLOCKS NAME…   a tar of BLOCKS of 64 KiB comes from the host, and makes the files NAME
 #   send NONCE DIRECTORY NAME…             those NAMEs that are regular files go to the host
-# Both ends say NONCE first, since something older may still be in the port. The checksum is that of the files' contents,
-# one after the other: read back from the disk, where a copy of the stream would have to pass through a slow `tee`.
+# Both ends say NONCE first, since something older may still be in the port. Checksums are of files read back from the
+# disk, where a copy of the stream would have to pass through a slow `tee`.
 set -u
 umask 022
 verb=$1 nonce=$2 directory=$3
@@ -18,11 +18,11 @@ cd "$directory" || exit 1
 # The faster checksum takes 40 ms to start without acceleration, as long as the slower one takes for 1 MiB.
 choose_checksum() {
     if [ "$1" -gt 1048576 ] && command -v xxhsum >/dev/null; then
-        kind=xxh64 checksum="xxhsum -H1"
+        algorithm=xxh64 checksum="xxhsum -H1"
     else
-        kind=sha256 checksum=sha256sum
+        algorithm=sha256 checksum=sha256sum
     fi
-    printf '%s %s\n' "$nonce" "$kind" >&3
+    printf '%s %s\n' "$nonce" "$algorithm" >&3
 }
 
 # tar stops reading early, so that somebody must read on.
@@ -40,31 +40,52 @@ receive() {
     cat "$@" | $checksum
 }
 
-are_regular() {
-    for name in "$@"; do
-        [ -f "$name" ] && [ ! -L "$name" ] || return 1
-    done
-}
-
-# Leaving names out takes the square of their number.
+# Says of each name what it is, of each regular file its mode, size and time of change, and then all their contents.
 send() {
-    left=0
-    are_regular "$@" || left=$#
-    while [ $left -gt 0 ]; do
-        are_regular "$1" && set -- "$@" "$1"
-        shift
-        left=$((left - 1))
+    kinds='' regular='' some='' number=0 total=0
+    for name in "$@"; do
+        number=$((number + 1))
+        find_kind "$name"
+        kinds=$kinds$kind
+        [ $kind = f ] && some="$some \"\${$number}\""
+        if [ ${#some} -gt 2000 ]; then # growing one long string takes the square of its length
+            regular=$regular$some some=''
+        fi
     done
-    total=0
-    for size in $([ $# -eq 0 ] || stat -c %s "$@"); do total=$((total + size)); done
+    eval "set -- $regular$some"
+    facts=$(facts "$@")
+    for fact in $facts; do
+        size=${fact#*:}
+        total=$((total + ${size%:*}))
+    done
     choose_checksum $total
-    archive "$@" | dd bs=64k iflag=fullblock >&3 2>/dev/null
-    sum=$(cat /dev/null "$@" | $checksum)
+    announced_with "$@" | dd bs=64k iflag=fullblock >&3 2>/dev/null
+    sum=$(announced_with "$@" | $checksum)
+    [ "$facts" = "$(facts "$@")" ] || sum=changed
     printf '%s %s\n' "$nonce" "${sum%% *}" >&3
 }
 
-archive() {
-    if [ $# -gt 0 ]; then tar -cf - "$@"; else dd if=/dev/zero bs=512 count=2 2>/dev/null; fi
+announced_with() {
+    printf '%s\n' "$kinds" $facts
+    cat /dev/null "$@"
+}
+
+find_kind() {
+    if [ -L "$1" ]; then
+        kind=l
+    elif [ -f "$1" ]; then
+        kind=f
+    elif [ -d "$1" ]; then
+        kind=d
+    elif [ -e "$1" ]; then
+        kind=s
+    else
+        kind=-
+    fi
+}
+
+facts() {
+    [ $# -eq 0 ] || stat -c '%f:%s:%Y' "$@"
 }
 
 "$verb" "$@"

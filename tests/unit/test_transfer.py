@@ -1,0 +1,240 @@
+"""The framing of transfers, against guests that cut, delay, spoil and lie."""
+
+import asyncio
+import hashlib
+import io
+import string
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.errors import OutputChanged, OutputTooLarge, TransferFailed
+from vmwrapper.hypervisor.interface import MIB, CommandResult, FileKind
+from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
+from vmwrapper.hypervisor.qemu.transfer import DataPort
+
+from . import simulated_time
+
+CONTENTS = st.dictionaries(
+    st.text(string.printable.replace("/", ""), min_size=1, max_size=20).filter(lambda name: name not in {".", ".."}),
+    st.binary(max_size=2000),
+    min_size=1,
+    max_size=5,
+)
+Spoil = Callable[[bytes], bytes]
+
+
+class FakeGuest:
+    """Does what transfer.sh does, until a test has something else in mind."""
+
+    def __init__(
+        self, files: Mapping[str, bytes] | None = None, *, spoil: Spoil = bytes, hangs_up: bool = False
+    ) -> None:
+        self.files = dict(files or {})
+        self.received = bytearray()
+        self.port = asyncio.StreamReader(limit=REPLY_LIMIT_BYTES)
+        self._spoil = spoil
+        self._hangs_up = hangs_up
+        self._more = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        self.received += data
+        self._more.set()
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
+
+    async def run_script(self, arguments: Sequence[str], _script: bytes) -> CommandResult:
+        verb, nonce, _directory, *words = arguments
+        self._say(self._stream(nonce, words) if verb == "send" else f"{nonce} sha256\n".encode())
+        said = await self._receive(nonce, int(words[0])) if verb == "receive" else b""
+        return CommandResult(0, said, b"")
+
+    def _say(self, stream: bytes) -> None:
+        self.port.feed_data(self._spoil(stream))
+        if self._hangs_up:
+            self.port.feed_eof()
+
+    def _stream(self, nonce: str, names: Sequence[str]) -> bytes:
+        asked = [self.files.get(name.removeprefix("./")) for name in names]
+        there = [content for content in asked if content is not None]
+        lines = ["".join("-" if content is None else "f" for content in asked)]
+        lines += [f"81a4:{len(content)}:1700000000" for content in there]
+        announced = "".join(f"{line}\n" for line in lines).encode() + b"".join(there)
+        return b"%s sha256\n%s%s %s\n" % (nonce.encode(), announced, nonce.encode(), digest(announced))
+
+    async def _receive(self, nonce: str, blocks: int) -> bytes:
+        greeting = f"{nonce}\n".encode()
+        while len(self.received) < len(greeting) + blocks * 65536:
+            self._more.clear()
+            await self._more.wait()
+        assert self.received.startswith(greeting)
+        with tarfile.open(fileobj=io.BytesIO(self.received[len(greeting) :])) as tar:
+            contents = {member.name: tar.extractfile(member) for member in tar}
+        self.files = {name: file.read() for name, file in contents.items() if file}
+        return digest(b"".join(self.files.values())) + b"  -\n"
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+async def get(guest: FakeGuest, names: Sequence[str], *, limit_bytes: int = MIB) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        port = DataPort(guest.port, guest, guest.run_script, RunningClock())  # type: ignore[arg-type]
+        places = {name: Path(folder, str(number)) for number, name in enumerate(names)}
+        kinds = await port.get("/tmp", places, limit_bytes=limit_bytes)
+        return {name: place.read_bytes() for name, place in places.items() if kinds[name] is FileKind.REGULAR}
+
+
+async def put(guest: FakeGuest, contents: Mapping[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        port = DataPort(guest.port, guest, guest.run_script, RunningClock())  # type: ignore[arg-type]
+        places = {name: Path(folder, str(number)) for number, name in enumerate(contents)}
+        for name, place in places.items():
+            place.write_bytes(contents[name])
+        await port.put(places, "/tmp")
+
+
+def run_get(contents: Mapping[str, bytes], spoil: Spoil, *, hangs_up: bool = False) -> dict[str, bytes]:
+    async def story() -> dict[str, bytes]:
+        return await get(FakeGuest(contents, spoil=spoil, hangs_up=hangs_up), list(contents))
+
+    return simulated_time.run(story())
+
+
+def run_put(contents: Mapping[str, bytes], guest: Callable[[], FakeGuest] = FakeGuest) -> dict[str, bytes]:
+    async def story() -> dict[str, bytes]:
+        receiver = guest()
+        await put(receiver, contents)
+        return {name.removeprefix("./"): content for name, content in receiver.files.items()}
+
+    return simulated_time.run(story())
+
+
+@given(contents=CONTENTS, rubbish=st.binary(max_size=3000))
+def test_rubbish_before_a_stream_does_not_matter(contents: dict[str, bytes], rubbish: bytes) -> None:
+    assert run_get(contents, lambda stream: rubbish + stream) == contents
+
+
+@given(contents=CONTENTS)
+def test_files_arrive_as_they_are(contents: dict[str, bytes]) -> None:
+    assert run_get(contents, bytes) == contents
+    assert run_put(contents) == contents
+
+
+@given(data=st.data())
+def test_a_spoilt_stream_fails_or_brings_the_right_bytes(data: st.DataObject) -> None:
+    contents = {"one": bytes(range(256)), "none": b"", "other": b"\n" * 200}
+
+    def spoil(stream: bytes) -> bytes:
+        at = data.draw(st.integers(0, len(stream) - 1))
+        lost = data.draw(st.integers(0, 40))
+        other_byte = stream[at] ^ data.draw(st.integers(1, 255))
+        put_instead = data.draw(
+            st.one_of(st.just(bytes([other_byte]) + stream[at + 1 : at + lost]), st.binary(max_size=40))
+        )
+        return stream[:at] + put_instead + stream[at + lost :]
+
+    with suppress(TransferFailed, OutputTooLarge, OutputChanged):
+        assert run_get(contents, spoil) == contents
+
+
+@given(contents=CONTENTS, data=st.data())
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_a_cut_stream_fails(hangs_up: bool, contents: dict[str, bytes], data: st.DataObject) -> None:  # noqa: FBT001
+    with pytest.raises(asyncio.IncompleteReadError if hangs_up else TransferFailed):
+        run_get(contents, lambda stream: stream[: data.draw(st.integers(0, len(stream) - 1))], hangs_up=hangs_up)
+
+
+@given(said=st.lists(st.one_of(st.binary(max_size=80), st.just(b"\n"), st.sampled_from([b"f", b"81a4:1:1", b"-"]))))
+def test_whatever_a_guest_says_behind_the_nonce_is_an_error(said: list[bytes]) -> None:
+    def lie(stream: bytes) -> bytes:
+        nonce = stream.split()[0]
+        return b"%s sha256\n%s%s end\n" % (nonce, b"".join(said), nonce)
+
+    with pytest.raises((TransferFailed, OutputTooLarge)):
+        run_get({"file": b"right"}, lie)
+
+
+@pytest.mark.parametrize(
+    ("contents", "said", "error"),
+    [
+        (b"x", b"%(nonce)s sha256\nf\n81a4:1:7\nx%(nonce)s changed\n", OutputChanged),
+        (b"x", b"%(nonce)s sha256\nf\n81a4:999999999999999:7\n", OutputTooLarge),
+        (b"x", b"%(nonce)s md5\n", TransferFailed),
+        (b"x", b"%(nonce)s sha256\nff\n", TransferFailed),
+        (b"x", b"%(nonce)s sha256\nx\n", TransferFailed),
+        (b"x", b"%(nonce)s sha256\nf\n81a4:-1:7\n", TransferFailed),
+        (b"x", b"%(nonce)s sha256\nf\n" + 2 * MIB * b"8", TransferFailed),
+    ],
+)
+def test_lies_have_their_errors(contents: bytes, said: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        run_get({"file": contents}, lambda stream: said % {b"nonce": stream.split()[0]})
+
+
+def test_a_guest_that_sends_rubbish_without_end_is_left() -> None:
+    """In bounded memory, and without waiting for the end."""
+
+    class Endless(FakeGuest):
+        async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
+            while True:
+                self.port.feed_data(bytes(MIB))
+                await asyncio.sleep(0)
+
+    async def story() -> None:
+        await get(Endless(), ["file"])
+
+    with pytest.raises(TransferFailed, match="not asked for"):
+        simulated_time.run(story())
+
+
+class Deaf(FakeGuest):
+    async def drain(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Damaging(FakeGuest):
+    async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
+        result = await super().run_script(arguments, script)
+        return CommandResult(0, digest(result.stdout), b"")
+
+
+class Failing(FakeGuest):
+    async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
+        return CommandResult(1, b"", b"tar: no \x1b[31mspace\n")
+
+
+@pytest.mark.parametrize(
+    ("guest", "sentence"),
+    [
+        (Deaf, "no byte went into the guest for 60 s"),
+        (Damaging, "the checksums differ"),
+        (Failing, "status 1: tar: no"),
+    ],
+)
+def test_a_guest_that_does_not_take_files(guest: Callable[[], FakeGuest], sentence: str) -> None:
+    with pytest.raises(TransferFailed, match=sentence) as caught:
+        run_put({"file": b"x"}, guest)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_guest_that_stands_still_has_all_the_time_that_it_stands() -> None:
+    async def story() -> None:
+        guest = FakeGuest({"file": b"x"})
+        clock = RunningClock()
+        clock.stop()
+        port = DataPort(guest.port, guest, lambda *_: asyncio.sleep(1000, CommandResult(0, b"", b"")), clock)  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as folder, pytest.raises(TimeoutError):
+            async with asyncio.timeout(500):
+                await port.get("/tmp", {"file": Path(folder, "file")}, limit_bytes=1)
+
+    simulated_time.run(story())
