@@ -1,11 +1,13 @@
 """Structured concurrency, with errors that don't tell of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from vmwrapper.errors import VmwrapperError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -29,3 +31,13 @@ async def beside(*guards: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
             yield
             for task in tasks:
                 task.cancel()
+
+
+async def to_thread_and_back(work: Callable[..., T], *arguments: object) -> T:
+    """Like asyncio.to_thread, but a cancellation waits for the work's end, which must be near: then nobody is at it."""
+    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

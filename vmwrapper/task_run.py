@@ -4,16 +4,17 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, HostDiskFailed, MachineExited, ProgramFailed, TimeLimitExceeded
-from vmwrapper.guest.launcher import Launcher, Program, ProgramEnd
-from vmwrapper.hostile import some_of
+from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
+from vmwrapper.hostile import one_line, some_of
 from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
+from vmwrapper.job.model import PackageKind, package_kind
 from vmwrapper.job.resolve import ResolvedTask
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import RunState
@@ -67,6 +68,7 @@ class TaskRun:
         launcher = Launcher(guest, datadir=self._task.datadir, user=self._task.user)
         facts = await launcher.prepare(scratch=self._task.scratch_mib > 0)
         log.info("Guest is ready, preparing the job: boot id %s, kernel %s", facts.boot_id, facts.kernel)
+        await self._install(launcher)
         await self._copy_in()
         await launcher.start(self._program())
         self._enter("running", "Running the program: %s", self._task.innerjob)
@@ -77,7 +79,22 @@ class TaskRun:
 
     def _enter(self, activity: str, text: str, *arguments: str) -> None:
         self._progress.activity = activity
-        log.info(text, *arguments)
+        log.info(text, *map(one_line, arguments))
+
+    async def _install(self, launcher: Launcher) -> None:
+        packages = self._resolved.packages
+        if not packages:
+            return
+        for name in some_of(packages):
+            self._enter("installing", "Installing package %s", name)
+        await self._machine.guest.put(packages, PACKAGES)
+        for kind, names in self._packages_by_kind().items():
+            await launcher.install(kind, names)
+
+    def _packages_by_kind(self) -> Mapping[PackageKind, Sequence[str]]:
+        names = self._resolved.packages
+        by_kind = {kind: [name for name in names if package_kind(name) is kind] for kind in PackageKind}
+        return {kind: of_kind for kind, of_kind in by_kind.items() if of_kind}
 
     async def _copy_in(self) -> None:
         for name in some_of(self._resolved.inputs):
@@ -138,12 +155,14 @@ class TaskRun:
             raise ProgramFailed(f"{self._task.innerjob} left no file {listed} in {self._task.datadir}")
 
     async def _sanitize(self, launcher: Launcher) -> None:
-        """Remove what was copied in. The machine is destroyed anyway: nothing relies on it."""
+        """Remove what was copied in and installed. The machine is destroyed anyway: nothing relies on it."""
         names = [*(name for name in self._resolved.inputs if name != self._task.innerjob), self._task.innerjob]
-        for name in some_of(names):
+        for name in some_of([*names, *self._resolved.packages]):
             self._enter("cleaning up", "Sanitizing the virtual machine: removing %s", name)
         try:
             await launcher.remove(names)
+            for kind, packages in self._packages_by_kind().items():
+                await launcher.uninstall(kind, packages)
         except GuestError as error:
             log.warning("The virtual machine could not be sanitized, and is destroyed as it is: %s", error)
 

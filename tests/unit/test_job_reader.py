@@ -81,13 +81,13 @@ def test_declarations_and_encodings_are_as_in_xml() -> None:
 
 NAME = "must be a relative file name"
 OWN = "must not be one of the wrapper's own files"
-NOT_YET = ("package", "fraction_done_filename", "credit_report", "checkpoint_interval")
+NOT_YET = ("fraction_done_filename", "credit_report", "checkpoint_interval")
 REFUSED_VALUES = [
     ("vm", [""], "must name a base image, such as default; it is ''"),
     ("user", ["Root", "", "1a", "a" * 33], "must be a user name of at most 32"),
     ("datadir", ["tmp", "", "/", "//tmp", "/tmp/", "/tmp/../etc", "/t\tmp"], "must be an absolute directory below /"),
     ("innerjob", ["", "/bin/sh"], NAME),
-    ("data", ["", "/a", "..", "a/../b", "a\\..\\b", "./a", "C:a", "a\nb", "a\x85b", "a/"], NAME),
+    ("data", ["", "/a", "..", "a/../b", "a\\..\\b", "./a", "C:a", "a\x7fb", "a\x85b", "a/"], NAME),
     ("output", ["", "../a", "\\a"], NAME),
     ("output", ["boinc_finish_called", "Init_Data.xml", "trickle_up.xml", ".vmwrapper/record"], OWN),
     ("data", ["init_data.xml", "job.xml"], OWN),
@@ -95,6 +95,8 @@ REFUSED_VALUES = [
     ("stdin_filename", ["init_data.xml"], OWN),
     ("stdout_filename", ["job.xml"], OWN),
     ("stderr_filename", ["stderr.txt"], OWN),
+    ("package", ["a.zip", "tar", ".deb/x"], "must be a file whose name ends in .tar, .tar.gz, "),
+    ("package", ["../a.tar"], NAME),
     ("partial_credit", ["", "2"], "must be 0 or 1"),
     ("snapshots", ["yes"], "must be 0 or 1; it is 'yes'"),
     ("backend", ["", "kvm"], "must be one of qemu, virtualbox, vmware"),
@@ -124,8 +126,8 @@ def test_refused_value(tag: str, value: str, problem: str) -> None:
     [
         *((f"<{tag}>inner.sh</{tag}>", f"<{tag}>inner.sh</{tag}> would overwrite the program, <innerjob> on line 3")
             for tag in ("output", "stdout_filename", "stderr_filename")),
-        ("<network>1</network>", "<network>1</network> is refused: this version gives the guest no network"),
-        ("<package>a\nline 9: b</package>", r"<package>a\nline 9: b</package> is refused: this version"),
+        ("<network>1</network>", "<network>1</network> is refused: no network that QEMU can give keeps a guest from"),
+        ("<credit_report>a\nb</credit_report>", r"<credit_report>a\nb</credit_report> is refused: this version"),
         *((f"<{tag}>x</{tag}>", f"<{tag}>x</{tag}> is refused: this version") for tag in NOT_YET),
         ("<exec_dir>x</exec_dir>", "unknown tag <exec_dir>"),
         ("<VM>x</VM>", "unknown tag <VM>: did you mean <vm>?"),

@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,20 +166,33 @@ def test_whatever_a_guest_says_behind_the_nonce_is_an_error(said: list[bytes]) -
 
 
 @pytest.mark.parametrize(
-    ("contents", "said", "error"),
+    ("said", "error"),
     [
-        (b"x", b"%(nonce)s sha256\nf\n81a4:1:7\nx%(nonce)s changed\n", OutputChanged),
-        (b"x", b"%(nonce)s sha256\nf\n81a4:999999999999999:7\n", OutputTooLarge),
-        (b"x", b"%(nonce)s md5\n", TransferFailed),
-        (b"x", b"%(nonce)s sha256\nff\n", TransferFailed),
-        (b"x", b"%(nonce)s sha256\nx\n", TransferFailed),
-        (b"x", b"%(nonce)s sha256\nf\n81a4:-1:7\n", TransferFailed),
-        (b"x", b"%(nonce)s sha256\nf\n" + 2 * MIB * b"8", TransferFailed),
+        (b"%(nonce)s sha256\nf\n81a4:999999999999999:7\n", OutputTooLarge),
+        (b"%(nonce)s md5\n", TransferFailed),
+        (b"%(nonce)s sha256\nff\n", TransferFailed),
+        (b"%(nonce)s sha256\nx\n", TransferFailed),
+        (b"%(nonce)s sha256\nf\n81a4:-1:7\n", TransferFailed),
+        (b"%(nonce)s sha256\nf\n" + 2 * MIB * b"8", TransferFailed),
     ],
 )
-def test_lies_have_their_errors(contents: bytes, said: bytes, error: type[Exception]) -> None:
+def test_lies_have_their_errors(said: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        run_get({"file": contents}, lambda stream: said % {b"nonce": stream.split()[0]})
+        run_get({"file": b"x"}, lambda stream: said % {b"nonce": stream.split()[0]})
+
+
+@pytest.mark.parametrize("growth", [b"", b"more\n", b"more"])
+def test_a_file_that_changed_has_its_error(growth: bytes) -> None:
+    class Changing(FakeGuest):
+        async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
+            result = await super().run_script(arguments, script)
+            return replace(result, status=4)
+
+    async def story() -> None:
+        await get(Changing({"file": b"x"}, spoil=lambda stream: stream[:-100] + growth + stream[-100:]), ["file"])
+
+    with pytest.raises(OutputChanged):
+        simulated_time.run(story())
 
 
 def test_a_guest_that_sends_rubbish_without_end_is_left() -> None:

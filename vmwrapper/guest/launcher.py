@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from importlib.resources import files as package_files
 
 from vmwrapper.errors import GuestError, JobError
-from vmwrapper.hostile import printable
+from vmwrapper.hostile import printable, some_of
 from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, CommandResult, Guest
+from vmwrapper.job.model import PackageKind
 
 _HOME = "/run/vmwrapper"
+PACKAGES = f"{_HOME}/scratch/packages"
+"""Where packages go before they are installed."""
 _NO_SUCH_USER = 67
 _VERB_LIMIT_S = 60.0
+_INSTALL_LIMIT_S = 3600.0
 _TAIL_BYTES = 2048
 _LONGEST_COMMAND_BYTES = 120_000  # Linux takes 128 KiB for one argument
 _TIME = r"([0-9]{1,9})m([0-9]{1,2}(?:\.[0-9]{1,9})?)s"  # as the shell's `times` prints it
@@ -79,6 +83,17 @@ class Launcher:
         facts = dict(line.partition("=")[::2] for line in printable(result.stdout).splitlines())
         return GuestFacts(facts.get("boot_id", "unknown"), facts.get("kernel", "unknown"))
 
+    async def install(self, kind: PackageKind, names: Sequence[str]) -> None:
+        """Install packages of one kind that are in PACKAGES. Raises JobError where the guest can't."""
+        result = await self._run("install", kind, *(f"./{name}" for name in names), limit_s=_INSTALL_LIMIT_S)
+        if result.status != 0:
+            listed = ", ".join(some_of(names))
+            raise JobError(f"the guest can't install {listed}: {printable(result.stderr, limit=_TAIL_BYTES)}")
+
+    async def uninstall(self, kind: PackageKind, names: Sequence[str]) -> None:
+        """Remove what `install` did. Nothing relies on it."""
+        await self._run("uninstall", kind, *(f"./{name}" for name in names), limit_s=_INSTALL_LIMIT_S)
+
     async def start(self, program: Program) -> None:
         """Start the program. It goes on without anybody following it."""
         command = _command(program, self._datadir)
@@ -107,7 +122,7 @@ class Launcher:
 
     async def last_words(self, *, stderr: str | None) -> str:
         """The end of what the program wrote to its standard error, which the job may have sent to a file."""
-        path = f"{self._datadir}/{stderr}" if stderr else f"{_HOME}/scratch/stderr"
+        path = f"{self._datadir}/{stderr}" if stderr else f"{_HOME}/stderr"
         result = await self._guest.run(["tail", "-c", str(_TAIL_BYTES), path], limit_s=_VERB_LIMIT_S)
         return printable(result.stdout)
 
@@ -115,8 +130,8 @@ class Launcher:
         """Remove files from datadir. Nothing relies on it."""
         await self._guest.run(["rm", "-f", "--", *(f"{self._datadir}/{name}" for name in names)], limit_s=_VERB_LIMIT_S)
 
-    async def _run(self, *arguments: str) -> CommandResult:
-        return await self._guest.run(["sh", "-s", "--", *arguments], stdin=self._script, limit_s=_VERB_LIMIT_S)
+    async def _run(self, *arguments: str, limit_s: float = _VERB_LIMIT_S) -> CommandResult:
+        return await self._guest.run(["sh", "-s", "--", *arguments], stdin=self._script, limit_s=limit_s)
 
 
 def _command(program: Program, datadir: str) -> str:

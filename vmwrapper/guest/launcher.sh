@@ -1,10 +1,12 @@
 # Runs one program in the guest, detached, and keeps what is known of it in files. Read by the guest's sh from its standard
 # input; every file is written beside and moved into place, so that a reader sees all of it or nothing.
 #   prepare DATADIR USER SCRATCH   make the scratch disk (a block device's serial number, or "none") and the user
+#   install KIND FILE…             packages in /run/vmwrapper/scratch/packages, of the kind tar, deb, rpm or apk
+#   uninstall KIND FILE…
 #   start DATADIR USER PROGRAM COMMAND   COMMAND is a shell script that becomes the PROGRAM
 #   alive                          succeeds while somebody waits for the program's end, or has written it down
 # In /run/vmwrapper: command, supervisor and pid (process numbers), exit (status, user and system CPU time in seconds),
-# scratch/stdout, scratch/stderr.
+# stderr (its end, once the program has ended).
 set -u
 umask 022
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -22,7 +24,7 @@ prepare() {
     datadir=$1 user=$2 scratch=$3
     mkdir -p "$home/scratch" "$datadir" || exit 1
     if [ "$scratch" = none ]; then
-        mount -t tmpfs tmpfs "$home/scratch" || exit 1 # what is said too much does not fill the place of the record
+        mkdir "$home/scratch/packages" || exit 1
     else
         mount_scratch
     fi
@@ -47,7 +49,7 @@ mount_scratch() {
     [ $inode_bytes -lt 65536 ] && inode_bytes=65536
     said=$(mke2fs -F -m 0 -i $inode_bytes "/dev/${disk##*/}" 2>&1) || fail 1 "mke2fs: $said"
     mount -t ext4 -o noatime "/dev/${disk##*/}" "$home/scratch" || exit 1
-    mkdir "$home/scratch/data"
+    mkdir "$home/scratch/data" "$home/scratch/packages"
     mount -o bind "$home/scratch/data" "$datadir" || exit 1
 }
 
@@ -57,6 +59,47 @@ make_user() {
         echo "$user:x:1000:1000::$datadir:/bin/sh" >>/etc/passwd
         echo "$user:x:1000:" >>/etc/group
     fi
+}
+
+install() {
+    enter_packages "$1"
+    shift
+    case $kind in
+    tar) for file in "$@"; do unpacked "$file" | tar -C / -xf - || exit 1; done ;;
+    deb) DEBIAN_FRONTEND=noninteractive dpkg -i "$@" ;;
+    rpm) rpm -i "$@" ;;
+    apk) apk add --allow-untrusted --no-network "$@" ;;
+    esac >/dev/null || exit 1
+}
+
+uninstall() {
+    enter_packages "$1"
+    shift
+    for file in "$@"; do
+        case $kind in
+        tar) unpacked "$file" | tar -tf - | while IFS= read -r name; do rm -f "/$name"; done ;;
+        deb) dpkg -r "$(dpkg-deb -f "$file" Package)" ;;
+        rpm) rpm -e "$(rpm -qp "$file")" ;;
+        apk) apk del "$(tar -xzOf "$file" .PKGINFO | sed -n 's/^pkgname = //p')" ;;
+        esac
+    done >/dev/null 2>&1
+}
+
+unpacked() {
+    case $1 in
+    *.gz | *.tgz) zcat "$1" ;;
+    *.bz2) bzcat "$1" ;;
+    *.xz) xzcat "$1" ;;
+    *) cat "$1" ;;
+    esac
+}
+
+enter_packages() {
+    kind=$1
+    tool=$kind
+    [ "$kind" = deb ] && tool=dpkg
+    command -v "$tool" >/dev/null || fail 1 "it has no $tool"
+    cd "$home/scratch/packages" || exit 1
 }
 
 start() {
@@ -78,19 +121,26 @@ keep() {
     echo "$2" >"$home/$1.new" && mv "$home/$1.new" "$home/$1"
 }
 
-# The program gets a session of its own, and with it a process group that can be ended as one.
+# The program gets a session of its own, and where there are control groups, one of these: so all that it leaves running
+# can be ended. Of its standard error only the end is kept, however much it says.
 supervise() {
     if [ "$user" = root ]; then
         set -- setsid sh "$home/command"
     else
         set -- setsid su -s /bin/sh "$user" -c ". $home/command"
     fi
-    "$@" >"$home/scratch/stdout" 2>"$home/scratch/stderr" &
+    group=/sys/fs/cgroup/vmwrapper
+    mkdir "$group"
+    mkfifo "$home/stderr.pipe"
+    (tail -c 65536 <"$home/stderr.pipe" >"$home/stderr.new"; mv "$home/stderr.new" "$home/stderr") &
+    (echo 0 >"$group/cgroup.procs"; exec "$@" 2>"$home/stderr.pipe") &
     keep pid $!
     wait $!
     status=$?
     times >"$home/times"
-    read -r pid <"$home/pid" && kill -KILL -- "-$pid" 2>/dev/null
+    echo 1 >"$group/cgroup.kill" || { read -r pid <"$home/pid" && kill -KILL -- "-$pid"; }
+    tries=20 # what got away may still hold the pipe
+    until [ -e "$home/stderr" ] || [ $((tries -= 1)) -eq 0 ]; do sleep 0.1; done
     { read -r ours; read -r user_s system_s; } <"$home/times"
     keep exit "status=$status user=$user_s system=$system_s"
 }

@@ -32,7 +32,7 @@ from vmwrapper.hypervisor.interface import Abilities, CommandResult, FileKind, M
 
 IMAGE = b"a base image for the hypervisor in memory\n"
 LAUNCHER_HOME = "/run/vmwrapper"
-STDERR = f"{LAUNCHER_HOME}/scratch/stderr"
+STDERR = f"{LAUNCHER_HOME}/stderr"
 """Where the launcher keeps what a program says on its standard error."""
 
 _FOLDERS = ("/run", "/tmp")  # noqa: S108  (in the guest)
@@ -297,13 +297,13 @@ class MemoryGuest:
         """What guest/launcher.sh does."""
         match verb, arguments:
             case "prepare", [datadir, _, _]:
-                self.files[datadir] = FOLDER
+                self.files |= {datadir: FOLDER, f"{LAUNCHER_HOME}/scratch/packages": FOLDER}
                 return CommandResult(0, b"boot_id=memory\nkernel=memory\n", b"")
             case "start", [datadir, _, program, _] if f"{LAUNCHER_HOME}/started" not in self.files:
                 self.files[f"{LAUNCHER_HOME}/started"] = GuestFile()
                 self.machine.start(self._supervise(datadir, program))
                 return _DONE
-            case "alive", []:
+            case ("alive", []) | ("uninstall", _) | ("install", ["tar", *_]):
                 return _DONE
         return CommandResult(1, b"", b"the launcher can't do that, or not again\n")
 

@@ -1,10 +1,38 @@
 """A job as the rest of the program sees it, whatever dialect its file was written in."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 DEFAULT_IMAGE = "default"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_SCRATCH_MIB = 1024
+
+
+class PackageKind(StrEnum):
+    """By what a package is installed in a guest."""
+
+    TAR = "tar"
+    DEB = "deb"
+    RPM = "rpm"
+    APK = "apk"
+
+
+PACKAGE_SUFFIXES = {
+    ".tar": PackageKind.TAR,
+    ".tar.gz": PackageKind.TAR,
+    ".tgz": PackageKind.TAR,
+    ".tar.bz2": PackageKind.TAR,
+    ".tar.xz": PackageKind.TAR,
+    ".deb": PackageKind.DEB,
+    ".rpm": PackageKind.RPM,
+    ".apk": PackageKind.APK,
+}
+"""What kind of package a file is, by how its name ends."""
+
+
+def package_kind(name: str) -> PackageKind | None:
+    """What kind of package a file of this name is, or None for no package."""
+    return next((kind for suffix, kind in PACKAGE_SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +59,8 @@ class Task:
     cpus: int = 1
     scratch_mib: int = DEFAULT_SCRATCH_MIB
     """Size of the disk mounted at datadir; 0 for none."""
+    packages: tuple[str, ...] = ()
+    """Files to install in the guest before the program runs; each has a `package_kind`."""
     weight: float = 1.0
     """Share of the job's fraction done, in units of its own; above 0."""
     arguments: tuple[str, ...] = ()

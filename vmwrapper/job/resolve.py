@@ -20,6 +20,8 @@ class ResolvedTask:
     image: Path
     inputs: Mapping[str, Path]
     """Everything that is copied in, by its name in the guest: program, data, standard input."""
+    packages: Mapping[str, Path]
+    """What is installed in the guest, by its name in the job file."""
     outputs: Mapping[str, Path]
     """Everything that is copied out, by its name in the guest: outputs, standard output and error. Links followed."""
 
@@ -53,7 +55,8 @@ def _task(
         help_ = "make it with `vmwrapper image build`" if task.vm == DEFAULT_IMAGE else f"no {resolve(task.vm)}.*"
         problems.add(task.line, f"there is no base image {task.vm!r}: {help_}")
     inputs = {name: resolve(name) for name in dict.fromkeys(filter(None, (task.innerjob, *task.data, task.stdin)))}
-    for name, file in inputs.items():
+    packages = {name: resolve(name) for name in task.packages}
+    for name, file in (inputs | packages).items():
         if not _is_file(file) and file.resolve() not in written:
             problems.add(task.line, f"the input {name!r} is missing: no file {file}")
     outputs = {name: resolve(name) for name in dict.fromkeys(filter(None, (*task.output, task.stdout, task.stderr)))}
@@ -61,6 +64,7 @@ def _task(
         task=task,
         image=image or Path(),
         inputs=inputs,
+        packages=packages,
         outputs={name: file.resolve() for name, file in outputs.items()},
     )
 

@@ -16,11 +16,12 @@ from typing import Any
 
 from lxml.etree import _Element as Element
 
-from vmwrapper.job.model import Job, Task
+from vmwrapper.job.model import PACKAGE_SUFFIXES, Job, Task, package_kind
 from vmwrapper.job.problems import Problems, excerpt, line_of
 
 _BLANKS = " \t\r\n"  # XML's own
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_CHARACTER_BUT_BLANK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MAX_COMMAND_LINE = 65_536
 # Not to be written by a guest, nor to be shown to one: they hold the volunteer's authenticator, or a password.
 _OWN_FILES = ("boinc_*", "init_data.xml", "job.xml", "vbox_job.xml", "stderr.txt", "trickle_up.xml", ".vmwrapper*")
@@ -81,11 +82,18 @@ def _guest_directory(text: str) -> str:
 
 def _name(text: str) -> str:
     components = re.split(r"[/\\]", text)
-    if not {"", ".", ".."}.isdisjoint(components) or re.match("[A-Za-z]:", text) or _CONTROL_CHARACTER.search(text):
+    controls = _CONTROL_CHARACTER_BUT_BLANK.search(text)
+    if not {"", ".", ".."}.isdisjoint(components) or re.match("[A-Za-z]:", text) or controls:
         raise ValueError("must be a relative file name, without '.', '..', needless slashes or a drive")
     if any(fnmatchcase(components[0].casefold(), pattern) for pattern in _OWN_FILES):
         raise ValueError(f"must not be one of the wrapper's own files ({', '.join(_OWN_FILES)})")
     return text
+
+
+def _package(text: str) -> str:
+    if package_kind(text) is None:
+        raise ValueError(f"must be a file whose name ends in {', '.join(PACKAGE_SUFFIXES)}")
+    return _name(text)
 
 
 def _arguments(text: str) -> tuple[str, ...]:
@@ -132,18 +140,21 @@ _TAGS = {
     "stdin_filename": _Tag("stdin", _name),
     "stdout_filename": _Tag("stdout", _name),
     "stderr_filename": _Tag("stderr", _name),
+    "package": _Tag("packages", _package, repeats=True),
     "time_limit": _Tag("time_limit_s", _positive_number(sys.float_info.max)),
 }
 _REQUIRED = {"vm": "the base image, such as default", "innerjob": "the program"}
 _NOT_YET = {  # tag: values that ask for nothing, and why others are refused
-    "network": (("0",), "this version gives the guest no network"),
-    "package": ((), "this version installs no packages in the guest"),
+    "network": (
+        ("0",),
+        "no network that QEMU can give keeps a guest from this computer's own servers and its neighbours",
+    ),
     "fraction_done_filename": ((), "this version reads no fraction done from the guest"),
     "credit_report": ((), "this version can't be told where the guest's credit report is"),
     "checkpoint_interval": ((), "this version can't be told how often to checkpoint"),
 }
 _KNOWN_TAGS = (*_TAGS, *_NOT_YET)
-_REPEATING_TAGS = {"package", *(name for name, tag in _TAGS.items() if tag.repeats)}
+_REPEATING_TAGS = {name for name, tag in _TAGS.items() if tag.repeats}
 _WRITTEN_TAGS = {"output", "stdout_filename", "stderr_filename"}
 
 
@@ -218,7 +229,7 @@ def _read_leaf(element: Element, problems: Problems) -> _Leaf | None:
 def _check_names(leaves: list[_Leaf], earlier_outputs: dict[str, int], problems: Problems) -> None:
     """Find names that clash within a task, or with what earlier tasks write, to which this task's outputs are added."""
     program_lines = {leaf.value: leaf.line for leaf in leaves if leaf.tag == "innerjob"}
-    lines_by_tag: dict[str, dict[str, int]] = {"data": {}, "output": {}}
+    lines_by_tag: dict[str, dict[str, int]] = {"data": {}, "output": {}, "package": {}}
     for leaf in leaves:
         if leaf.tag in _WRITTEN_TAGS:
             if leaf.value in program_lines:

@@ -14,17 +14,17 @@ import re
 import secrets
 import stat
 import tarfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol
 
 import xxhash
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.concurrency import ungrouped
+from vmwrapper.concurrency import to_thread_and_back, ungrouped
 from vmwrapper.errors import HostDiskFailed, JobError, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
@@ -43,7 +43,7 @@ _KINDS = {
     "s": FileKind.SPECIAL,
     "-": FileKind.MISSING,
 }
-_CHANGED = "changed"
+_CHANGED_STATUS = 4
 
 RunScript = Callable[[Sequence[str], bytes], Awaitable[CommandResult]]
 """Runs `sh` in the guest with these arguments and this script as its standard input, to its end."""
@@ -94,13 +94,17 @@ class DataPort:
         with _translated("out of"):
             async with asyncio.TaskGroup() as both:
                 script = both.create_task(self._script_ends_well("send", nonce, directory, *map(_in_guest, files)))
-                kinds = await self._receive(nonce, files, limit_bytes)
+                kinds, is_whole = await self._receive(nonce, files, limit_bytes)
                 async with self._clock.timeout(_STALL_S):
-                    await script
+                    await script  # which may know better why it is not whole
+        if not is_whole:
+            raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
         return kinds
 
     async def _script_ends_well(self, *arguments: str) -> str:
         result = await self._run_script(arguments, self._script)
+        if result.status == _CHANGED_STATUS:
+            raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
         if result.status != 0:
             said = printable(result.stderr)
             raise TransferFailed(f"the guest's end of a transfer failed with status {result.status}: {said}")
@@ -111,10 +115,10 @@ class DataPort:
     ) -> str:
         checksum = await self._greeting(nonce)
         await self._write(f"{nonce}\n".encode())  # only now: what comes before the port is open is lost
-        chunks = _archive(headers, files, checksum)
-        while chunk := await asyncio.to_thread(next, chunks, b""):
-            length -= len(chunk)
-            await self._write(chunk)
+        with closing(_archive(headers, files, checksum)) as chunks:
+            while chunk := await to_thread_and_back(next, chunks, b""):
+                length -= len(chunk)
+                await self._write(chunk)
         await self._write(bytes(length))
         return checksum.hexdigest()
 
@@ -123,7 +127,10 @@ class DataPort:
         async with self._clock.timeout(_STALL_S):
             await self._writer.drain()
 
-    async def _receive(self, nonce: str, files: Mapping[str, Path], limit_bytes: int) -> Mapping[str, FileKind]:
+    async def _receive(
+        self, nonce: str, files: Mapping[str, Path], limit_bytes: int
+    ) -> tuple[Mapping[str, FileKind], bool]:
+        """What each name is, and whether the checksum is right."""
         checksum = await self._greeting(nonce)
         kinds = _kinds(files, await self._announcement(checksum))
         regular = [path for name, path in files.items() if kinds[name] is FileKind.REGULAR]
@@ -131,30 +138,21 @@ class DataPort:
         size = sum(file.size for file in announced)
         if size > limit_bytes:
             raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
-        with ExitStack() as stack:
-            sink = stack.enter_context(await asyncio.to_thread(_Sink, announced, checksum))
+        with closing(_Sink(announced, checksum)) as sink:
+            await to_thread_and_back(sink.open_next)
             while size > 0:
                 async with self._clock.timeout(_STALL_S):
                     chunk = await self._reader.read(min(size, CHUNK_BYTES))
                 if not chunk:
                     raise asyncio.IncompleteReadError(b"", size)
                 size -= len(chunk)
-                await asyncio.to_thread(sink.write, chunk)
-        match (await self._line()).split(" "):
-            case [said, digest] if said == nonce and digest == checksum.hexdigest():
-                return kinds
-            case [said, digest] if said == nonce and digest == _CHANGED:
-                raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
-        raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
+                await to_thread_and_back(sink.write, chunk)
+        digest = (await self._line_with(nonce)).rpartition(" ")[2]
+        return kinds, digest == checksum.hexdigest()
 
     async def _greeting(self, nonce: str) -> Checksum:
         """Skip to the line with the nonce, and start the kind of checksum that it names."""
-        skipped_bytes = 0
-        while nonce not in (line := await self._line()):
-            skipped_bytes += len(line)
-            if skipped_bytes > _MOST_RUBBISH_BYTES:
-                raise TransferFailed("the guest keeps sending something that it was not asked for")
-        kind = line.rpartition(" ")[2]
+        kind = (await self._line_with(nonce)).rpartition(" ")[2]
         if kind not in _CHECKSUMS:
             raise TransferFailed(f"the guest has only an unknown checksum: {printable(kind, limit=_EXCERPT)}")
         return _CHECKSUMS[kind]()
@@ -162,6 +160,14 @@ class DataPort:
     async def _announcement(self, checksum: Checksum) -> str:
         line = await self._line()
         checksum.update(f"{line}\n".encode())
+        return line
+
+    async def _line_with(self, nonce: str) -> str:
+        skipped_bytes = 0
+        while nonce not in (line := await self._line()):
+            skipped_bytes += len(line)
+            if skipped_bytes > _MOST_RUBBISH_BYTES:
+                raise TransferFailed("the guest keeps sending something that it was not asked for")
         return line
 
     async def _line(self) -> str:
@@ -202,7 +208,7 @@ def _headers(files: Mapping[str, Path]) -> dict[str, tuple[bytes, int]]:
 
 def _archive(
     headers: Mapping[str, tuple[bytes, int]], files: Mapping[str, Path], checksum: Checksum
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """A tar in chunks, without the zero bytes at its end; the checksum gets the files' contents. Blocks."""
     chunk = bytearray()
     for part in _parts(headers, files, checksum):
@@ -262,13 +268,17 @@ class _Sink:
         self._checksum = checksum
         self._stack = ExitStack()
         self._left = 0
-        self._next()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stack.close()
+
+    def open_next(self) -> None:
+        """Go on to the next file that has bytes to come, once this one has all of its own."""
+        while self._left == 0 and (announced := next(self._files, None)):
+            with _writing(announced.path):
+                self._stack.close()
+                self._file = self._stack.enter_context(_create(announced.path, executable=announced.executable))
+            self._path, self._left = announced.path, announced.size
 
     def write(self, chunk: bytes) -> None:
         """Take as many bytes as are announced, or fewer."""
@@ -279,15 +289,7 @@ class _Sink:
             with _writing(self._path):
                 self._file.write(part)
             self._left -= len(part)
-            self._next()
-
-    def _next(self) -> None:
-        """Go on to the next file that has bytes to come, once this one has all of its own."""
-        while self._left == 0 and (announced := next(self._files, None)):
-            with _writing(announced.path):
-                self._stack.close()
-                self._file = self._stack.enter_context(_create(announced.path, executable=announced.executable))
-            self._path, self._left = announced.path, announced.size
+            self.open_next()
 
 
 @contextmanager

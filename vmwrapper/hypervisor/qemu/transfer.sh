@@ -1,6 +1,7 @@
 # Moves files through a virtio-serial port, as transfer.py says. Read by the guest's sh from its standard input:
 #   receive NONCE DIRECTORY BLOCKS NAME…   a tar of BLOCKS of 64 KiB comes from the host, and makes the files NAME
 #   send NONCE DIRECTORY NAME…             those NAMEs that are regular files go to the host
+# The exit statuses: 4 a file changed while it was sent, 1 anything else.
 # Both ends say NONCE first, since something older may still be in the port. Checksums are of files read back from the
 # disk, where a copy of the stream would have to pass through a slow `tee`.
 set -u
@@ -61,8 +62,8 @@ send() {
     choose_checksum $total
     announced_with "$@" | dd bs=64k iflag=fullblock >&3 2>/dev/null
     sum=$(announced_with "$@" | $checksum)
-    [ "$facts" = "$(facts "$@")" ] || sum=changed
     printf '%s %s\n' "$nonce" "${sum%% *}" >&3
+    [ "$facts" = "$(facts "$@")" ] || exit 4
 }
 
 announced_with() {
