@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 DEFAULT_IMAGE = "default"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_SCRATCH_MIB = 1024
+
+OWN_FILES = ("boinc_*", "init_data.xml", "job.xml", "vbox_job.xml", "stderr.txt", "trickle_up.xml", ".vmwrapper*")
+"""Names in a slot that are neither written by a guest nor shown to one: the volunteer's authenticator is in there."""
+
+
+def is_own_file(name: str) -> bool:
+    """Whether the name directly in the slot is the wrapper's or the client's."""
+    return any(fnmatchcase(name.casefold(), pattern) for pattern in OWN_FILES)
 
 
 class PackageKind(StrEnum):

@@ -1,11 +1,12 @@
 """Finds every file that a job names, once, before anything boots."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmwrapper.folders import image_folder
-from vmwrapper.job.model import DEFAULT_IMAGE, Job, Task
+from vmwrapper.job.model import DEFAULT_IMAGE, Job, Task, is_own_file
 from vmwrapper.job.problems import Problems
 
 Resolve = Callable[[str], Path]
@@ -34,50 +35,85 @@ def resolve_job(
     `image_suffixes` has for each task how the names of images end that its backend runs.
     Raises BadJobFile that names everything that is missing.
     """
+    slot = real(slot)
     problems = Problems(path)
-    written: set[Path] = set()
+    written: dict[Path, str] = {}
     tasks = []
     for task, suffixes in zip(job.tasks, image_suffixes, strict=True):
-        resolved = _task(task, resolve, suffixes, problems, written=written)
-        _check_outputs(resolved, slot, problems)
-        written.update(resolved.outputs.values())
+        resolved = _task(task, resolve, suffixes, problems)
+        _check_inputs(resolved, slot, written, problems)
+        _check_outputs(resolved, slot, written, problems)
         tasks.append(resolved)
+    _check_kept(tasks, real(path), problems)
     problems.raise_if_any()
     return tuple(tasks)
 
 
-def _task(
-    task: Task, resolve: Resolve, image_suffixes: Sequence[str], problems: Problems, *, written: Collection[Path]
-) -> ResolvedTask:
-    """`written` are the files that earlier tasks make."""
+def real(path: Path) -> Path:
+    """The path with all links followed as far as there are any. Never raises."""
+    return Path(os.path.realpath(path))
+
+
+def _task(task: Task, resolve: Resolve, image_suffixes: Sequence[str], problems: Problems) -> ResolvedTask:
     image = find_image(task.vm, resolve, image_suffixes)
     if image is None:
         help_ = "make it with `vmwrapper image build`" if task.vm == DEFAULT_IMAGE else f"no {resolve(task.vm)}.*"
         problems.add(task.line, f"there is no base image {task.vm!r}: {help_}")
-    inputs = {name: resolve(name) for name in dict.fromkeys(filter(None, (task.innerjob, *task.data, task.stdin)))}
-    packages = {name: resolve(name) for name in task.packages}
-    for name, file in (inputs | packages).items():
-        if not _is_file(file) and file.resolve() not in written:
-            problems.add(task.line, f"the input {name!r} is missing: no file {file}")
-    outputs = {name: resolve(name) for name in dict.fromkeys(filter(None, (*task.output, task.stdout, task.stderr)))}
     return ResolvedTask(
         task=task,
         image=image or Path(),
-        inputs=inputs,
-        packages=packages,
-        outputs={name: file.resolve() for name, file in outputs.items()},
+        inputs={name: resolve(name) for name in filter(None, (task.innerjob, *task.data, task.stdin))},
+        packages={name: resolve(name) for name in task.packages},
+        outputs={name: real(resolve(name)) for name in filter(None, (*task.output, task.stdout, task.stderr))},
     )
 
 
-def _check_outputs(resolved: ResolvedTask, slot: Path, problems: Problems) -> None:
-    line = resolved.task.line
+def _check_inputs(resolved: ResolvedTask, slot: Path, written: Collection[Path], problems: Problems) -> None:
+    """`written` are the files that earlier tasks make."""
+    for name, file in {**resolved.inputs, **resolved.packages}.items():
+        if _is_own(real(file), slot):
+            problems.add(resolved.task.line, f"the input {name!r} is one of the wrapper's own files: {real(file)}")
+        elif not _is_file(file) and real(file) not in written:
+            problems.add(resolved.task.line, f"the input {name!r} is missing: no file {file}")
+
+
+def _check_outputs(resolved: ResolvedTask, slot: Path, written: dict[Path, str], problems: Problems) -> None:
+    """`written` maps the files of earlier outputs to their names; this task's are added."""
     for name, file in resolved.outputs.items():
-        if not file.is_relative_to(slot.resolve()):
-            problems.add(line, f"the output {name!r} would be written outside of {slot}")
-        elif not _is_folder(file.parent):
-            problems.add(line, f"the output {name!r} has no directory to go to: no {file.parent}")
-        elif _is_folder(file):
-            problems.add(line, f"the output {name!r} would replace a directory: {file}")
+        if problem := _output_problem(file, slot, written.get(file)):
+            problems.add(resolved.task.line, f"the output {name!r} {problem}")
+        written[file] = name
+
+
+def _output_problem(file: Path, slot: Path, written_as: str | None) -> str | None:
+    """What is wrong with writing an output to a file, as the end of a sentence."""
+    if not file.is_relative_to(slot):
+        return f"would be written outside of {slot}"
+    if written_as is not None:
+        return f"would be written to the same file as {written_as!r}: {file}"
+    if _is_own(file, slot):
+        return f"would overwrite one of the wrapper's own files: {file}"
+    if not _is_folder(file.parent):
+        return f"has no directory to go to: no {file.parent}"
+    if _is_folder(file):
+        return f"would replace a directory: {file}"
+    return None
+
+
+def _check_kept(tasks: Sequence[ResolvedTask], job_file: Path, problems: Problems) -> None:
+    """Find outputs that would overwrite, by way of links, what the job is made of."""
+    kept = {job_file: "the job file"}
+    for resolved in tasks:
+        kept[real(resolved.image)] = "a base image"
+        kept[real(resolved.inputs[resolved.task.innerjob])] = "a program"
+    for resolved in tasks:
+        for name, file in resolved.outputs.items():
+            if file in kept:
+                problems.add(resolved.task.line, f"the output {name!r} would overwrite {kept[file]}: {file}")
+
+
+def _is_own(file: Path, slot: Path) -> bool:
+    return file != slot and file.is_relative_to(slot) and is_own_file(file.relative_to(slot).parts[0])
 
 
 def _is_file(path: Path) -> bool:

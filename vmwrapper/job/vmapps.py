@@ -11,20 +11,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from lxml.etree import _Element as Element
 
-from vmwrapper.job.model import PACKAGE_SUFFIXES, Job, Task, package_kind
+from vmwrapper.job.model import OWN_FILES, PACKAGE_SUFFIXES, Job, Task, is_own_file, package_kind
 from vmwrapper.job.problems import Problems, excerpt, line_of
 
 _BLANKS = " \t\r\n"  # XML's own
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_CHARACTER_BUT_BLANK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MAX_COMMAND_LINE = 65_536
-# Not to be written by a guest, nor to be shown to one: they hold the volunteer's authenticator, or a password.
-_OWN_FILES = ("boinc_*", "init_data.xml", "job.xml", "vbox_job.xml", "stderr.txt", "trickle_up.xml", ".vmwrapper*")
 
 
 def _flag(text: str) -> bool:
@@ -85,8 +82,8 @@ def _name(text: str) -> str:
     controls = _CONTROL_CHARACTER_BUT_BLANK.search(text)
     if not {"", ".", ".."}.isdisjoint(components) or re.match("[A-Za-z]:", text) or controls:
         raise ValueError("must be a relative file name, without '.', '..', needless slashes or a drive")
-    if any(fnmatchcase(components[0].casefold(), pattern) for pattern in _OWN_FILES):
-        raise ValueError(f"must not be one of the wrapper's own files ({', '.join(_OWN_FILES)})")
+    if is_own_file(components[0]):
+        raise ValueError(f"must not be one of the wrapper's own files ({', '.join(OWN_FILES)})")
     return text
 
 

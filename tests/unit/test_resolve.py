@@ -1,0 +1,78 @@
+"""Which files of the host a job's names stand for, and which are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from vmwrapper.errors import JobError
+from vmwrapper.job.reader import read_job
+from vmwrapper.job.resolve import ResolvedTask, resolve_job
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> Path:
+    folder = tmp_path / "slot"
+    folder.mkdir()
+    for name in ("guest.img", "program", "other-program"):
+        (folder / name).touch()
+    return folder
+
+
+def resolved(slot: Path, *tags: str) -> tuple[ResolvedTask, ...]:
+    tasks = [f"<task><vm>guest</vm><innerjob>program</innerjob>{each}</task>" for each in tags]
+    job_file = slot / "my.xml"
+    job_file.write_text(f"<job_desc>{''.join(tasks)}</job_desc>")
+    suffixes = [(".img",)] * len(tasks)
+    return resolve_job(read_job(job_file), job_file, slot.joinpath, slot=slot, image_suffixes=suffixes)
+
+
+def test_names_are_looked_up_in_the_slot(slot: Path) -> None:
+    (slot / "link").symlink_to("place")
+    for name in ("in", "tool.tar"):
+        (slot / name).touch()
+    tags = "<data>in</data><package>tool.tar</package><output>out</output><stdout_filename>link</stdout_filename>"
+    [task] = resolved(slot, tags)
+    assert task.image == slot / "guest.img"
+    assert task.inputs == {"program": slot / "program", "in": slot / "in"}
+    assert task.packages == {"tool.tar": slot / "tool.tar"}
+    assert task.outputs == {"out": slot / "out", "link": slot / "place"}
+
+
+def test_a_later_task_reads_what_an_earlier_one_writes(slot: Path) -> None:
+    tasks = resolved(slot, "<output>between</output>", "<data>between</data>")
+    assert tasks[1].inputs["between"] == slot / "between"
+
+
+@pytest.mark.parametrize(
+    ("links", "tags", "sentence"),
+    [
+        ({"out": "../outside"}, ["<output>out</output>"], "'out' would be written outside of"),
+        ({"out": "/etc/passwd"}, ["<output>out</output>"], "'out' would be written outside of"),
+        ({"d": "/etc"}, ["<output>d/passwd</output>"], "'d/passwd' would be written outside of"),
+        ({"d": "."}, ["<output>d</output>"], "'d' would replace a directory"),
+        ({"a": "b"}, ["<output>a</output><output>b</output>"], "'b' would be written to the same file as 'a'"),
+        ({"a": "b"}, ["<output>a</output>", "<output>b</output>"], "'b' would be written to the same file as 'a'"),
+        ({"out": "my.xml"}, ["<output>out</output>"], "'out' would overwrite the job file"),
+        ({"out": "guest.img"}, ["<output>out</output>"], "'out' would overwrite a base image"),
+        ({"out": "program"}, ["<output>out</output>"], "'out' would overwrite a program"),
+        ({"out": "init_data.xml"}, ["<output>out</output>"], "'out' would overwrite one of the wrapper's own files"),
+        ({"out": ".vmwrapper/x"}, ["<output>out</output>"], "'out' would overwrite one of the wrapper's own files"),
+        ({"in": "init_data.xml"}, ["<data>in</data>"], "'in' is one of the wrapper's own files"),
+        ({"in": "in"}, ["<data>in</data>"], "'in' is missing"),
+        ({}, ["<data>in</data>"], "'in' is missing"),
+        ({}, ["<package>in.deb</package>"], "'in.deb' is missing"),
+        ({}, ["<data>in</data>", "<output>in</output>"], "'in' is missing"),
+        ({}, ["<output>d/out</output>"], "'d/out' has no directory to go to"),
+    ],
+)
+def test_what_is_refused(slot: Path, links: dict[str, str], tags: list[str], sentence: str) -> None:
+    for name, target in links.items():
+        (slot / name).symlink_to(target)
+    with pytest.raises(JobError, match=sentence):
+        resolved(slot, *tags)
+
+
+def test_an_output_that_is_a_loop_of_links_replaces_it(slot: Path) -> None:
+    (slot / "out").symlink_to("out")
+    [task] = resolved(slot, "<output>out</output>")
+    assert task.outputs == {"out": slot / "out"}
