@@ -17,6 +17,7 @@
     └── TemporaryFailure           75  may succeed later: under the client a temporary exit
         ├── NoUsableHypervisor
         ├── SlotBusy
+        ├── NobodyThere                nobody has a machine to look into
         ├── MachineExited              the hypervisor's process ended by itself
         ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
         ├── ProcessFailed              a program that we started on the host
@@ -103,6 +104,10 @@ class NoUsableHypervisor(TemporaryFailure):
 
 class SlotBusy(TemporaryFailure):
     """Another wrapper works in this directory."""
+
+
+class NobodyThere(TemporaryFailure):
+    """There is no machine to look into, or not any more."""
 
 
 class MachineExited(TemporaryFailure):

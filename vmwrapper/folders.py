@@ -1,7 +1,10 @@
-"""Where vmwrapper keeps what outlives a job."""
+"""Where vmwrapper keeps what outlives a job, and what does not."""
 
 import os
 from pathlib import Path
+
+MACHINE_FOLDER = ".vmwrapper"
+"""What a machine needs is in this folder of the job's directory, as long as it exists."""
 
 
 def cache_folder() -> Path:

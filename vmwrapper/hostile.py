@@ -4,12 +4,22 @@ from collections.abc import Collection
 
 _LONGEST = 4096
 _MOST_NAMES = 20
+_TAB_WIDTH = 8
 
 
 def printable(said: bytes | str, *, limit: int = _LONGEST) -> str:
-    """The last `limit` characters as text without control characters but line breaks: no terminal obeys it."""
+    """The last `limit` characters, without blank edges, as text that no terminal obeys."""
     text = said.decode(errors="replace") if isinstance(said, bytes) else said
-    text = text[-limit:].replace("\r\n", "\n").strip()
+    return _obeyed_by_nobody(text[-limit:].replace("\r\n", "\n").strip())
+
+
+def shown(output: bytes) -> str:
+    """All that a command printed, laid out as it wanted, as text that no terminal obeys."""
+    return _obeyed_by_nobody(output.decode(errors="replace").replace("\r\n", "\n").expandtabs(_TAB_WIDTH))
+
+
+def _obeyed_by_nobody(text: str) -> str:
+    """The text without control characters but line breaks."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
@@ -20,6 +30,6 @@ def one_line(name: str) -> str:
 
 def some_of(names: Collection[str]) -> list[str]:
     """The first names, each on one line, and the number of the others as words, if there are any."""
-    shown = [one_line(name) for name in list(names)[:_MOST_NAMES]]
-    others = len(names) - len(shown)
-    return [*shown, f"and {others} more"] if others else shown
+    first = [one_line(name) for name in list(names)[:_MOST_NAMES]]
+    others = len(names) - len(first)
+    return [*first, f"and {others} more"] if others else first

@@ -132,7 +132,9 @@ class Agent:
         try:
             return await self._reader.readuntil(b"\n")
         except asyncio.LimitOverrunError as error:
-            raise GuestError(f"the guest agent's reply is longer than {REPLY_LIMIT_BYTES} bytes") from error
+            raise GuestError(
+                f"the guest agent's reply is longer than {REPLY_LIMIT_BYTES} bytes: too much was asked for"
+            ) from error
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
