@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import json
 import logging
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,22 +20,39 @@ from vmwrapper.hypervisor.interface import ProbeResult
 from vmwrapper.hypervisor.registry import Registry, all_hypervisors
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import resolve_job
+from vmwrapper.shell.client import COMMAND_LIMIT_S, Session
 from vmwrapper.terminal import log_to_stderr, progress_display
 from vmwrapper.wrapper import BOOT_LIMIT_S, Options, run_episode
 
 log = logging.getLogger(__name__)
 
 JOB_FILES = ("job.xml", "vbox_job.xml")
+_LONGEST_S = 24 * 3600
 _DESCRIPTION = "Runs an ordinary program inside a virtual machine, as a job file describes it."
 _EPILOG = f"""\
 Without a command: runs the job of the current directory, as the BOINC client wants it; the job file is
 {JOB_FILES[0]}, or else {JOB_FILES[1]}. Options go before the command or behind it.
 
 examples:
-  vmwrapper image build       make the guest that <vm>default</vm> means, once
-  vmwrapper check job.xml     say everything that is wrong with a job file
-  vmwrapper run job.xml       run it; its outputs appear beside it
-  vmwrapper probe             say which hypervisors this computer can use
+  vmwrapper image build          make the guest that <vm>default</vm> means, once
+  vmwrapper check job.xml        say everything that is wrong with a job file
+  vmwrapper run job.xml          run it; its outputs appear beside it
+  vmwrapper run --keep job.xml   run it, and keep its machine for a look by vmwrapper shell
+  vmwrapper probe                say which hypervisors this computer can use
+"""
+_SHELL_DESCRIPTION = f"""\
+Runs commands in the guest of a job that `vmwrapper run --keep` runs, or has run and keeps: as the guest's
+administrator, beginning where the job's files are. They read no input. What they print, at most 512 KiB, is shown
+at their end, which comes by itself, by Ctrl-C, or after {COMMAND_LIMIT_S:g} s or what --limit says."""
+_SHELL_EPILOG = """\
+Without a COMMAND: asks for one after the other; exit or Ctrl-D leaves, and the machine stays. A COMMAND of one
+word is a line for the guest's sh. Its exit status becomes ours.
+
+examples:
+  vmwrapper shell                           in the job's directory
+  vmwrapper shell ~/hubble -- ls -l /tmp    from anywhere
+  vmwrapper shell -- 'ps | grep hubble'
+  vmwrapper shell -- cat /tmp/core >core    a file, where it has at most 512 KiB
 """
 
 
@@ -47,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be the program `vmwrapper`; its exit status."""
-    chosen = _parser().parse_args(arguments)
+    chosen = _chosen(sys.argv[1:] if arguments is None else list(arguments))
     log_to_stderr(logging.DEBUG if chosen.verbose or chosen.debug else logging.INFO)
     try:
         return int(chosen.command(chosen))
@@ -59,6 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("This is an error of vmwrapper itself. Please report it, with these lines")
         return 1
+
+
+def _chosen(words: list[str]) -> argparse.Namespace:
+    """What was asked for. What follows -- after `shell` is the guest's, which argparse would mix with ours."""
+    end = words.index("--") if "--" in words else len(words)
+    if "shell" not in words[:end]:
+        end = len(words)
+    return _parser().parse_args(words[:end], argparse.Namespace(guest_command=words[end + 1 :]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,12 +106,29 @@ def _parser() -> argparse.ArgumentParser:
         parents=[run_options],
     )
     parser.add_argument("--version", action="version", version=f"vmwrapper {__version__}")
-    parser.set_defaults(command=_run, job_file=None, backend=None, boot_limit=BOOT_LIMIT_S, verbose=False, debug=False)
+    parser.set_defaults(
+        command=_run, job_file=None, backend=None, boot_limit=BOOT_LIMIT_S, keep=False, verbose=False, debug=False
+    )
     commands = parser.add_subparsers(metavar="COMMAND")
 
     run = commands.add_parser("run", parents=[run_options], help="run a job file's job")
     run.add_argument("job_file", type=Path, help="its outputs appear beside it")
+    run.add_argument("--keep", action="store_true", help="keep the last machine for a look, until Ctrl-C")
     run.set_defaults(command=_run)
+    shell = commands.add_parser(
+        "shell",
+        parents=[logging_options],
+        help="look into the guest of a job that `run --keep` runs or keeps",
+        usage="vmwrapper shell [-h] [--limit SECONDS] [DIRECTORY] [-- COMMAND ...]",
+        description=_SHELL_DESCRIPTION,
+        epilog=_SHELL_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shell.add_argument(
+        "directory", nargs="?", type=Path, default=Path(), metavar="DIRECTORY", help="the job's (this one)"
+    )
+    shell.add_argument("--limit", metavar="SECONDS", type=_seconds, default=COMMAND_LIMIT_S, help="for each command")
+    shell.set_defaults(command=_shell)
     check = commands.add_parser("check", parents=[logging_options], help="name every problem of a job file")
     check.add_argument("job_file", type=Path)
     check.set_defaults(command=_check)
@@ -102,14 +146,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {_LONGEST_S} s")
+    return seconds
+
+
 def _run(chosen: argparse.Namespace) -> int:
     job_file = (chosen.job_file or _job_file_here()).absolute()
     if not job_file.parent.is_dir():
         raise JobFileMissing(f"there is no job file {job_file}")
-    options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit)
+    options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit, keep=chosen.keep)
     with progress_display() as show:
         api = Standalone(job_file.parent, result_name=job_file.stem, show=show)
         return run_episode(job_file, api, Registry(all_hypervisors()), options)
+
+
+def _shell(chosen: argparse.Namespace) -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader who has enough ends us, as any filter
+    session = Session(chosen.directory.absolute(), limit_s=chosen.limit)
+    match chosen.guest_command:
+        case []:
+            return session.converse()
+        case [line]:
+            return session.run(line)
+        case words:
+            return session.run(shlex.join(words))
 
 
 def _job_file_here() -> Path:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from vmwrapper.clock import next_second
@@ -47,22 +47,30 @@ class TaskRun:
         self._progress = progress
         self._boot_limit_s = boot_limit_s
 
-    async def run(self) -> None:
-        """From power-on to the outputs in their places. Raises what ended the task otherwise."""
+    async def run(self, *, kept: AbstractAsyncContextManager[None] | None = None) -> None:
+        """From power-on to the outputs in their places. Raises what ended the task otherwise.
+
+        `kept` is around all that happens while the machine is on; what is kept is not sanitized.
+        """
         await self._run_state.may_run()
         self._progress.activity = "booting"
         await self._machine.power_on()
         log.info("Machine is on")
         try:
-            async with beside(self._machine.watch(), self._run_state.drive(self._machine)):
-                await self._in_guest()
-        except (GuestError, MachineExited):
-            self._log_console()
-            raise
+            async with kept or nullcontext():
+                await self._while_on(sanitizes=kept is None)
         finally:
             await self._machine.power_off()
 
-    async def _in_guest(self) -> None:
+    async def _while_on(self, *, sanitizes: bool) -> None:
+        try:
+            async with beside(self._machine.watch(), self._run_state.drive(self._machine)):
+                await self._in_guest(sanitizes=sanitizes)
+        except (GuestError, MachineExited):
+            self._log_console()
+            raise
+
+    async def _in_guest(self, *, sanitizes: bool) -> None:
         guest = self._machine.guest
         await guest.ready(limit_s=self._boot_limit_s)
         launcher = Launcher(guest, datadir=self._task.datadir, user=self._task.user)
@@ -75,7 +83,9 @@ class TaskRun:
         end = await self._follow(launcher)
         await self._judge(end, launcher)
         await self._copy_out()
-        await self._sanitize(launcher)
+        if sanitizes:
+            await self._sanitize(launcher)
+        self._progress.task_done()
 
     def _enter(self, activity: str, text: str, *arguments: str) -> None:
         self._progress.activity = activity

@@ -13,10 +13,12 @@ from vmwrapper.boinc.api import AppApi, Request
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, VmwrapperError
+from vmwrapper.folders import MACHINE_FOLDER
 from vmwrapper.hypervisor.interface import Hypervisor, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
+from vmwrapper.keeper import Keeper
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.task_run import TaskRun
@@ -24,7 +26,6 @@ from vmwrapper.task_run import TaskRun
 log = logging.getLogger(__name__)
 
 BOOT_LIMIT_S = 300.0
-_MACHINE_FOLDER = ".vmwrapper"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class Options:
     backend: str | None = None
     """Overrides the job's own choice."""
     boot_limit_s: float = BOOT_LIMIT_S
+    keep: bool = False
+    """Leave the machine in which the job ended for a look, until the request to quit."""
 
 
 class Episode:
@@ -44,6 +47,7 @@ class Episode:
         self._registry = registry
         self._options = options
         self._run_state = RunState(RunningClock())
+        self._keeper = Keeper()
 
     async def run(self, job_file: Path) -> None:
         """Run the whole job. Raises VmwrapperError for whatever kept it from its end."""
@@ -56,13 +60,14 @@ class Episode:
             async with beside(self._report(progress)):
                 for number, (task, backend) in enumerate(zip(tasks, backends, strict=True), start=1):
                     log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
-                    await self._run_task(task, backend, progress)
-                    progress.task_done()
+                    await self._run_task(task, backend, progress, is_last=number == len(tasks))
 
-    async def _run_task(self, resolved: ResolvedTask, hypervisor: Hypervisor, progress: Progress) -> None:
+    async def _run_task(
+        self, resolved: ResolvedTask, hypervisor: Hypervisor, progress: Progress, *, is_last: bool
+    ) -> None:
         task = resolved.task
         log.info("VM image %s: %s", task.vm, resolved.image)
-        with _empty_folder(self._api.slot / _MACHINE_FOLDER) as directory:
+        with _empty_folder(self._api.slot / MACHINE_FOLDER) as directory:
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
                 image=resolved.image,
@@ -74,6 +79,7 @@ class Episode:
             async with hypervisor.machine(spec, self._run_state.clock) as machine:
                 log.info("Machine created: %d MiB, %d CPU(s)", task.memory_mib, task.cpus)
                 progress.follow(machine.cpu_time_s)
+                kept = self._keeper.kept(task, machine, directory, progress, is_last=is_last)
                 run = TaskRun(
                     resolved,
                     machine,
@@ -81,7 +87,7 @@ class Episode:
                     progress=progress,
                     boot_limit_s=self._options.boot_limit_s,
                 )
-                await run.run()
+                await run.run(kept=kept if self._options.keep else None)
 
     async def _obey(self) -> NoReturn:
         """Do what the client wants, at any moment."""
@@ -92,7 +98,8 @@ class Episode:
                 case Request.RESUME:
                     self._run_state.release(Reason.SUSPENDED)
                 case Request.QUIT:
-                    raise QuitRequested("stopped on request; the job is not done")
+                    if not self._keeper.let_go():
+                        raise QuitRequested("stopped on request; the job is not done")
                 case Request.ABORT:
                     raise AbortRequested("aborted on request")
         raise AssertionError  # the requests have no end
@@ -122,7 +129,7 @@ def _empty_folder(path: Path) -> Iterator[Path]:
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        path.mkdir()
+        path.mkdir(mode=0o700)
     except OSError as error:
         raise HostDiskFailed(f"can't make an empty directory {path}: {error.strerror}") from error
     try:
