@@ -1,7 +1,7 @@
 """What can go wrong, by its consequence for the job.
 
     VmwrapperError                     one clear sentence, no traceback
-    ├── JobError                  206  the job can't run anywhere: its file, its names, its image
+    ├── JobError                  206  the job can't run here: its file, its names, its image, its wishes
     │   ├── BadJobFile                 its problems, line by line (job/problems.py)
     │   └── JobFileMissing        148  there is no job file
     ├── ProgramFailed             195  the program in the guest ended badly, or its outputs are missing
@@ -43,7 +43,7 @@ class VmwrapperError(Exception):
 
 
 class JobError(VmwrapperError):
-    """The job can't run: trying again, or elsewhere, would not help."""
+    """The job can't run: trying again would not help."""
 
     exit_status = EXIT_INIT_FAILURE
 

@@ -86,6 +86,14 @@ class Child:
         return self._cpu_time_s
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has sent it SIGSTOP."""
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return False
+
+    @property
     def last_words(self) -> str:
         """The last few KiB of its stderr."""
         return self._end.stderr.decode(errors="replace").strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import GuestError, HostDiskFailed, MachineExited, ProgramFailed, TimeLimitExceeded
+from vmwrapper.errors import GuestError, HostDiskFailed, JobError, MachineExited, ProgramFailed, TimeLimitExceeded
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
 from vmwrapper.hostile import one_line, some_of
 from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
@@ -109,7 +109,16 @@ class TaskRun:
     async def _copy_in(self) -> None:
         for name in some_of(self._resolved.inputs):
             self._enter("copying in", "Copying in input %s", name)
+        await asyncio.to_thread(self._check_room)
         await self._machine.guest.put(self._resolved.inputs, self._task.datadir)
+
+    def _check_room(self) -> None:
+        """Raise JobError where the inputs can't fit, instead of sending them all to find out."""
+        size_mib = sum(path.stat().st_size for path in self._resolved.inputs.values() if path.exists()) // MIB
+        room_mib = self._task.scratch_mib or self._task.memory_mib
+        if size_mib > room_mib:
+            tag = "disk_mb" if self._task.scratch_mib else "memory_mb"
+            raise JobError(f"the inputs have {size_mib} MiB, the guest {room_mib} MiB for them: raise <{tag}>")
 
     def _program(self) -> Program:
         task = self._task

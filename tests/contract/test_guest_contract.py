@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, OutputTooLarge, TransferFailed
+from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, OutputTooLarge
 from vmwrapper.hypervisor.interface import MIB, FileKind, Guest
 
 from .subjects import Subject, host_files
@@ -149,7 +149,7 @@ class TestFiles:
         await guest.put(host_files(tmp_path, {"file": b"x"}), folder)
 
     async def test_a_directory_that_the_guest_does_not_have(self, guest: Guest, tmp_path: Path) -> None:
-        with pytest.raises(TransferFailed):
+        with pytest.raises(GuestError):
             await guest.put(host_files(tmp_path, {"file": b"x"}), "/no/such/directory")
 
     async def test_only_regular_files_are_there(

@@ -310,6 +310,23 @@ def hide_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
+def old_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_qemu(monkeypatch, tmp_path, "echo QEMU emulator version 6.2.0")
+
+
+def broken_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_qemu(monkeypatch, tmp_path, "echo GLIBC_2.38 not found >&2; exit 1")
+
+
+def fake_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
+    program = tmp_path / "bin/qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("VMWRAPPER_CACHE", str(tmp_path / "cache"))
+
+
 def hide_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VMWRAPPER_CACHE", str(tmp_path))
 
@@ -326,6 +343,8 @@ def remove_job_file(_monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("mishap", "status", "sentence"),
     [
         (hide_qemu, 75, "apt-get install qemu-system-x86"),
+        (old_qemu, 75, "QEMU is too old: 7.0 or newer is needed"),
+        (broken_qemu, 75, "GLIBC_2.38 not found"),
         (hide_image, 206, "vmwrapper image build"),
         (remove_input, 206, "the input 'true.sh' is missing"),
         (remove_job_file, 148, "there is no job file"),

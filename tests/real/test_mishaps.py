@@ -154,6 +154,66 @@ def test_program_that_says_more_than_the_guest_holds(tmp_path: Path, tags: str) 
     ends_with(done, 0, "Finish called")
 
 
+@pytest.mark.parametrize(
+    ("script", "tags", "status", "sentences"),
+    [
+        ("dd if=/dev/zero bs=1M count=10240 && echo yes > result", "", 0, []),
+        (
+            "dd if=/dev/zero bs=1M count=300 >&2; echo; echo the end >&2; exit 3",
+            "",
+            195,
+            ["failed: exit status 3", "\nthe end"],
+        ),
+        ("exec <&- >&- 2>&-; sleep 1; echo yes > result", "", 0, []),
+        ("(setsid sleep 1000 &); (setsid sh -c 'trap \"\" TERM; sleep 1000' &); echo yes > result", "", 0, []),
+        ("pkill qemu-ga; sleep 2; echo yes > result", "", 0, []),
+        ("pkill -9 qemu-ga; sleep 2; pkill -9 qemu-ga; echo yes > result", "", 0, []),
+        ("halt -f; sleep 60", "", 195, ["the guest halted before the task was done"]),
+        (
+            "dd if=/dev/zero of=big bs=1M || exit 5",
+            "<disk_mb>64</disk_mb>",
+            195,
+            ["status 5", "No space left on device"],
+        ),
+        ("true", "<memory_mb>1000000</memory_mb>", 206, ["the job wants 1000000 MiB of memory; this computer has"]),
+        (
+            "true",
+            "<disk_mb>16</disk_mb><data>in</data>",
+            206,
+            ["the inputs have 17 MiB, the guest 16 MiB", "<disk_mb>"],
+        ),
+        (
+            "true",
+            "<disk_mb>17</disk_mb><data>in</data>",
+            195,
+            ["the guest's end of a transfer failed", "No space left"],
+        ),
+    ],
+)
+def test_program_that_does_its_worst(
+    tmp_path: Path, script: str, tags: str, status: int, sentences: Sequence[str]
+) -> None:
+    (tmp_path / "in").write_bytes(bytes(17 << 20))
+    output = "<output>result</output>" if status == 0 else ""
+    done = vmwrapper("run", write_job(tmp_path, job(task("worst.sh", tags, output)), worst=script))
+    ends_with(done, status, *sentences)
+    assert (tmp_path / "result").exists() == (status == 0)
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (b"#!/usr/bin/no-such-interpreter\n", "exit status 127"),
+        (b"\x7fELF\x02\x01\x01" + bytes(57), "failed: exit status"),
+        (b"", ""),
+    ],
+)
+def test_program_that_the_guest_cannot_execute(tmp_path: Path, program: bytes, sentence: str) -> None:
+    (tmp_path / "program").write_bytes(program)
+    (tmp_path / "job.xml").write_text(job(task("program")))
+    ends_with(vmwrapper("run", tmp_path / "job.xml"), 195 if sentence else 0, sentence)
+
+
 def test_output_goes_into_a_folder_that_exists(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     text = job(task("say.sh", "<output>a/b/result</output>"))
@@ -256,6 +316,12 @@ def test_read_only_directory(tmp_path: Path, as_nobody: Callable[..., subprocess
 
 
 @needs_root
+def test_cache_folder_that_cannot_be_written(as_nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    there = as_nobody("image", "build", "--output", "/proc/no/default.vmguest")
+    ends_with(there, 1, "can't build /proc/no/default.vmguest")
+
+
+@needs_root
 def test_ordinary_user_runs_a_job(tmp_path: Path, as_nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     slot = tmp_path / "slot"
     slot.mkdir()
@@ -352,5 +418,5 @@ sh=$(readlink -f /bin/sh) && rm /usr/bin/sh
 printf '#!%s sh\\nprintf "\\\\033[31mred\\\\033]0;title\\\\007\\\\n" >&2; exit 3\\n' $sh >/usr/bin/sh
 chmod +x /usr/bin/sh; echo yes > result"""
     done = vmwrapper("run", write_job(tmp_path, job(task("evil.sh", "<output>result</output>")), evil=script))
-    ends_with(done, 75, "failed with status 3", "red")
+    ends_with(done, 195, "failed with status 3", "red")
     assert not (tmp_path / "result").exists()

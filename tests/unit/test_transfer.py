@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import OutputChanged, OutputTooLarge, TransferFailed
+from vmwrapper.errors import GuestError, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hypervisor.interface import MIB, CommandResult, FileKind
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
 from vmwrapper.hypervisor.qemu.transfer import DataPort
@@ -228,15 +228,17 @@ class Failing(FakeGuest):
 
 
 @pytest.mark.parametrize(
-    ("guest", "sentence"),
+    ("guest", "error", "sentence"),
     [
-        (Deaf, "no byte went into the guest for 60 s"),
-        (Damaging, "the checksums differ"),
-        (Failing, "status 1: tar: no"),
+        (Deaf, TransferFailed, "no byte went into the guest for 60 s"),
+        (Damaging, TransferFailed, "the checksums differ"),
+        (Failing, GuestError, "status 1: tar: no"),
     ],
 )
-def test_a_guest_that_does_not_take_files(guest: Callable[[], FakeGuest], sentence: str) -> None:
-    with pytest.raises(TransferFailed, match=sentence) as caught:
+def test_a_guest_that_does_not_take_files(
+    guest: Callable[[], FakeGuest], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence) as caught:
         run_put({"file": b"x"}, guest)
     assert "\x1b" not in str(caught.value)
 

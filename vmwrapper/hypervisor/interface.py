@@ -122,8 +122,8 @@ class Guest(Protocol):
         """Copy files of the host into a directory of the guest, which exists.
 
         `files` maps names in the guest, relative to `directory`, to files of the host. The executable bit is kept,
-        owners are not. On return all are there whole, by checksum. Raises TransferFailed, and JobError for a file that
-        can't be read.
+        owners are not. On return all are there whole, by checksum. Raises TransferFailed, GuestError where the guest
+        can't take them, as when its disk is full, and JobError for a file that can't be read.
         """
 
     async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:

@@ -240,7 +240,7 @@ class MemoryGuest:
         async with self._bounded(put_s + _STALL_LIMIT_S, silence=TransferFailed):
             await self.machine.passes(put_s)
         if directory not in self.files:
-            raise TransferFailed(f"the guest has no directory {directory}")
+            raise GuestError(f"the guest has no directory {directory}")
         self.files |= loaded
 
     async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:

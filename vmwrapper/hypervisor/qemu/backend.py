@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import NoUsableHypervisor, ProcessFailed, TemporaryFailure
+from vmwrapper.errors import JobError, NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
-from vmwrapper.hypervisor.interface import Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.interface import MIB, Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.qemu import accelerator
 from vmwrapper.hypervisor.qemu.accelerator import Accelerator
 from vmwrapper.hypervisor.qemu.base_image import IMAGE_SUFFIXES, open_base_image
@@ -68,6 +68,9 @@ class QemuHypervisor:
     async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
         if self._qemu is None:
             raise NoUsableHypervisor("QEMU was not probed, or was found unusable")
+        memory_here_mib = psutil.virtual_memory().total // MIB
+        if spec.memory_mib > memory_here_mib:
+            raise JobError(f"the job wants {spec.memory_mib} MiB of memory; this computer has {memory_here_mib} MiB")
         image = await asyncio.to_thread(open_base_image, spec.image)
         await asyncio.to_thread(_end_orphans, spec.identity)
         async with machine_files(image, spec, self._qemu.img) as files:

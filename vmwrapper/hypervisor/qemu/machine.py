@@ -14,7 +14,7 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
-from vmwrapper.errors import GuestPanicked, GuestPoweredOff, HostDiskFailed, MachineExited
+from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, HostDiskFailed, MachineExited
 from vmwrapper.guest.bundle import Bundle, verify
 from vmwrapper.hypervisor.interface import CommandResult, FileKind, MachineSpec
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES, Agent
@@ -65,6 +65,10 @@ class QemuGuest:
             yield
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             raise await _broken(self._process) from error
+        except GuestSilent as error:
+            if self._process.is_stopped:
+                raise MachineExited(f"QEMU was stopped from outside, by a signal SIGSTOP: {error}") from error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ class QemuMachine:
     async def power_on(self) -> None:
         if self._running is not None:
             return
+        self._console.halted.clear()
         ours: dict[str, socket.socket] = {}
         inherited: dict[str, int] = {}
         with ExitStack() as theirs:
@@ -163,8 +168,9 @@ class QemuMachine:
     async def _ask(self, command_name: str) -> None:
         running = self._on
         try:
-            await running.monitor.execute(command_name)
-        except QMPError as error:
+            async with asyncio.timeout(_MONITOR_LIMIT_S):
+                await running.monitor.execute(command_name)
+        except (QMPError, TimeoutError) as error:
             raise await _broken(running.child) from error
 
     async def watch(self) -> NoReturn:
@@ -173,10 +179,11 @@ class QemuMachine:
             async with asyncio.TaskGroup() as watches:
                 watches.create_task(_watch_process(running.child))
                 watches.create_task(_watch_guest(running.events))
+                watches.create_task(_watch_console(self._console))
                 # Beside the boot, which it would delay by 0.05 s.
                 if self._image.bundle:
                     watches.create_task(_verified(self._image.bundle))
-        raise AssertionError  # the first two of them raise
+        raise AssertionError  # the first three of them raise
 
     def cpu_time_s(self) -> float:
         return self._cpu_time_before_s + (self._running.child.cpu_time_s() if self._running else 0.0)
@@ -210,6 +217,11 @@ async def _watch_guest(events: EventListener) -> NoReturn:
         case {"data": data}:
             raise GuestPoweredOff(f"the guest powered off or rebooted before the task was done: {data}")
     raise AssertionError  # the schema has no others
+
+
+async def _watch_console(console: ConsoleTail) -> NoReturn:
+    await console.halted.wait()
+    raise GuestPoweredOff("the guest halted before the task was done")
 
 
 async def _exit_error(process: Child) -> MachineExited:

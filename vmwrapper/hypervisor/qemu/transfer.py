@@ -25,7 +25,7 @@ import xxhash
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back, ungrouped
-from vmwrapper.errors import HostDiskFailed, JobError, OutputChanged, OutputTooLarge, TransferFailed
+from vmwrapper.errors import GuestError, HostDiskFailed, JobError, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
 
@@ -107,7 +107,7 @@ class DataPort:
             raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
         if result.status != 0:
             said = printable(result.stderr)
-            raise TransferFailed(f"the guest's end of a transfer failed with status {result.status}: {said}")
+            raise GuestError(f"the guest's end of a transfer failed with status {result.status}: {said}")
         return result.stdout.decode(errors="replace").partition(" ")[0]
 
     async def _send(
