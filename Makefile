@@ -1,6 +1,6 @@
 # Everything a newcomer or CI needs; `make help` says what.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench clean qemu image
+.PHONY: help setup run test fuzz check bench clean qemu image
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,6 +17,9 @@ run: setup  ## run examples/job.xml in a virtual machine
 
 test: setup $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
 	$(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
+
+fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
+	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -m fuzz
 
 check: $(BIN)/.ready-test  ## style, types and the order of imports
 	$(BIN)/ruff format --check .

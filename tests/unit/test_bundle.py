@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmwrapper.errors import JobError
 from vmwrapper.guest import bundle
 from vmwrapper.guest.bundle import Contents, DiskFormat, extract, is_bundle, open_bundle, verify, write_bundle
+
+from .fuzzing import fuzzed
 
 KERNEL = b"\x7fELF" + bytes(range(256)) * 5
 INITRAMFS = b"070701" * 100
@@ -289,17 +291,14 @@ def opens_or_names_the_defect(path: Path) -> None:
         assert 0 <= section.offset <= section.offset + section.size <= size
 
 
-unhurried = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@unhurried
+@fuzzed
 @given(st.binary(max_size=2000))
 def test_random_bytes_open_or_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "random").write_bytes(data)
     opens_or_names_the_defect(tmp_path / "random")
 
 
-@unhurried
+@fuzzed
 @given(st.data())
 def test_mutated_bundles_open_or_are_refused(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "mutated"
@@ -312,7 +311,7 @@ def test_mutated_bundles_open_or_are_refused(tmp_path: Path, data: st.DataObject
     opens_or_names_the_defect(path)
 
 
-@unhurried
+@fuzzed
 @given(field=st.integers(0, 499), written=st.binary(min_size=1, max_size=12), member=st.integers(0, 3))
 def test_headers_with_a_right_checksum_open_or_are_refused(
     tmp_path: Path, field: int, written: bytes, member: int
@@ -333,7 +332,7 @@ def test_headers_with_a_right_checksum_open_or_are_refused(
     opens_or_names_the_defect(path)
 
 
-@unhurried
+@fuzzed
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

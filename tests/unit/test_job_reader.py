@@ -19,6 +19,8 @@ from vmwrapper.job.model import Job, Task
 from vmwrapper.job.problems import MAX_PROBLEMS, BadJobFile
 from vmwrapper.job.reader import MAX_JOB_FILE_BYTES, read_job
 
+from .fuzzing import fuzzed
+
 DAVID_WEIRS = """\
 <job_desc>
    <task>
@@ -251,6 +253,7 @@ FRAGMENTS = st.sampled_from(
 MUTATIONS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 20), FRAGMENTS | st.binary()), max_size=6)
 
 
+@fuzzed
 @given(st.sampled_from(VALID_BEGINNINGS), MUTATIONS)
 def test_anything_is_read_or_refused(content: bytes, mutations: list[tuple[int, int, bytes]]) -> None:
     for position, length, fragment in mutations:

@@ -4,7 +4,7 @@ import os
 import string
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError
-from vmwrapper.guest.launcher import Launcher, Program, ProgramEnd, _command
+from vmwrapper.guest.launcher import _EXIT, Launcher, Program, ProgramEnd, _command
 from vmwrapper.hypervisor.interface import MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.memory import IMAGE, LAUNCHER_HOME, STDERR, MemoryGuest, MemoryHypervisor
+
+from . import simulated_time
+from .fuzzing import fuzzed
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 NAMES = st.text(
@@ -162,6 +165,17 @@ class TestReadingBack:
             guest.write(f"{LAUNCHER_HOME}/exit", said)
             with pytest.raises(GuestError, match="makes no sense"):
                 await Launcher(guest, datadir="/tmp", user="root").ended()
+
+    @fuzzed
+    @given(said=st.binary(max_size=80) | st.from_regex(_EXIT).map(str.encode))
+    def test_any_record_is_an_end_or_makes_no_sense(self, tmp_path: Path, said: bytes) -> None:
+        async def story() -> ProgramEnd | None:
+            async with a_guest(tmp_path) as guest:
+                guest.write(f"{LAUNCHER_HOME}/exit", said)
+                return await Launcher(guest, datadir="/tmp", user="root").ended()
+
+        with suppress(GuestError):
+            assert isinstance(simulated_time.run(story()), ProgramEnd)
 
     async def test_the_end_of_what_it_said(self, tmp_path: Path) -> None:
         said = "".join(f"{number}{letter}\n" for number in range(2000) for letter in string.ascii_letters[:3])

@@ -22,6 +22,7 @@ from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
 from vmwrapper.hypervisor.qemu.transfer import DataPort
 
 from . import simulated_time
+from .fuzzing import fuzzed
 
 CONTENTS = st.dictionaries(
     st.text(string.printable.replace("/", ""), min_size=1, max_size=20).filter(lambda name: name not in {".", ".."}),
@@ -120,17 +121,20 @@ def run_put(contents: Mapping[str, bytes], guest: Callable[[], FakeGuest] = Fake
     return simulated_time.run(story())
 
 
+@fuzzed
 @given(contents=CONTENTS, rubbish=st.binary(max_size=3000))
 def test_rubbish_before_a_stream_does_not_matter(contents: dict[str, bytes], rubbish: bytes) -> None:
     assert run_get(contents, lambda stream: rubbish + stream) == contents
 
 
+@fuzzed
 @given(contents=CONTENTS)
 def test_files_arrive_as_they_are(contents: dict[str, bytes]) -> None:
     assert run_get(contents, bytes) == contents
     assert run_put(contents) == contents
 
 
+@fuzzed
 @given(data=st.data())
 def test_a_spoilt_stream_fails_or_brings_the_right_bytes(data: st.DataObject) -> None:
     contents = {"one": bytes(range(256)), "none": b"", "other": b"\n" * 200}
@@ -148,6 +152,7 @@ def test_a_spoilt_stream_fails_or_brings_the_right_bytes(data: st.DataObject) ->
         assert run_get(contents, spoil) == contents
 
 
+@fuzzed
 @given(contents=CONTENTS, data=st.data())
 @pytest.mark.parametrize("hangs_up", [False, True])
 def test_a_cut_stream_fails(hangs_up: bool, contents: dict[str, bytes], data: st.DataObject) -> None:  # noqa: FBT001
@@ -155,6 +160,7 @@ def test_a_cut_stream_fails(hangs_up: bool, contents: dict[str, bytes], data: st
         run_get(contents, lambda stream: stream[: data.draw(st.integers(0, len(stream) - 1))], hangs_up=hangs_up)
 
 
+@fuzzed
 @given(said=st.lists(st.one_of(st.binary(max_size=80), st.just(b"\n"), st.sampled_from([b"f", b"81a4:1:1", b"-"]))))
 def test_whatever_a_guest_says_behind_the_nonce_is_an_error(said: list[bytes]) -> None:
     def lie(stream: bytes) -> bytes:

@@ -8,6 +8,7 @@ import base64
 import itertools
 import json
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from vmwrapper.clock import RunningClock
@@ -112,7 +113,7 @@ class Agent:
         await self._send(_SENTINEL, "guest-sync-delimited", {"id": sync_id})
         while not self._in_step:
             await self._skip_to_sentinel()
-            self._in_step = _parsed(await self._line()).get("return") == sync_id
+            self._in_step = _answers(sync_id, await self._line())
 
     async def _skip_to_sentinel(self) -> None:
         while True:
@@ -135,6 +136,13 @@ class Agent:
             raise GuestError(
                 f"the guest agent's reply is longer than {REPLY_LIMIT_BYTES} bytes: too much was asked for"
             ) from error
+
+
+def _answers(sync_id: int, line: bytes) -> bool:
+    """Whether the line answers guest-sync-delimited; rubbish may stand before it, also with sentinels of its own."""
+    with suppress(ValueError, RecursionError):
+        return bool(json.loads(line.rpartition(_SENTINEL)[2]) == {"return": sync_id})
+    return False
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
