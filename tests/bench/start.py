@@ -1,75 +1,38 @@
-"""Measures vmwrapper against bare QEMU on this machine: `make bench`.
+"""From the start of a job to its running program, over bare QEMU; and what the wrapper costs while it follows it."""
 
-What is compared is measured in turns, so that a noisy machine is noisy for both; a figure is the median of the rounds,
-with the smallest and the largest.
-"""
-
-import argparse
 import json
-import os
 import socket
-import statistics
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from vmwrapper.folders import image_folder
 from vmwrapper.guest.bundle import extract, open_bundle
 
-VMWRAPPER = Path(sys.executable).with_name("vmwrapper")
-RUNNING = "Running the program"
+from .figure import Figure, ratios, rounds
+from .job import Job
+
 START_ROUNDS = 9
 IDLE_ROUNDS = 3
 IDLE_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """What was measured, in its unit, and what was aimed at."""
-
-    name: str
-    unit: str
-    values: Sequence[float]
-    aim: float | None = None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-
-class IdleJob:
-    """A job whose program sleeps, started by the program `vmwrapper`, as far as its running program."""
+class IdleJob(Job):
+    """A job whose program sleeps, as far as its running program."""
 
     def __init__(self, folder: Path) -> None:
-        (folder / "idle.sh").write_text("#!/bin/sh\nexec sleep 3600\n")
-        (folder / "job.xml").write_text(
-            "<job_desc><task><vm>default</vm><innerjob>idle.sh</innerjob></task></job_desc>"
-        )
-        started_at = time.monotonic()
-        # As on a volunteer's computer, where Python keeps what it compiled.
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        argv = [VMWRAPPER, "run", folder / "job.xml"]
-        self._process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment)
-        assert self._process.stderr is not None
-        if not any(RUNNING in line for line in self._process.stderr):
-            raise RuntimeError("the job did not start")
-        self.start_s = time.monotonic() - started_at
-        self.wrapper = psutil.Process(self._process.pid)
+        super().__init__(folder, [""], script="exec sleep 3600")
+        self.wait_for("Running the program")
+        self.start_s = time.monotonic() - self.started_at
+        self.wrapper = psutil.Process(self.process.pid)
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.communicate()
+        self.process.terminate()
+        self.process.communicate()
 
 
 class BareGuest:
@@ -141,14 +104,6 @@ def measure_start(folder: Path) -> list[Figure]:
     ]
 
 
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    return [our / their for our, their in zip(ours, theirs, strict=True)]
-
-
-def rounds(number: int, what: str) -> Iterable[int]:
-    return track(range(number), what, console=Console(stderr=True), transient=True)
-
-
 def measure_idle(folder: Path) -> list[Figure]:
     cpu_s_per_min, memory_mb = [], []
     with ExitStack() as stack:
@@ -166,28 +121,3 @@ def measure_idle(folder: Path) -> list[Figure]:
         Figure("wrapper's CPU time while it follows an idle program", "s/min", cpu_s_per_min, aim=0.06),
         Figure("wrapper's resident memory", "MB", memory_mb, aim=40),
     ]
-
-
-def show(figures: Sequence[Figure]) -> None:
-    table = Table("figure", "median", "min", "max", "unit", "aim")
-    for figure in figures:
-        numbers = (figure.median, min(figure.values), max(figure.values))
-        aim = f"<= {figure.aim:g}" if figure.aim is not None else ""
-        table.add_row(figure.name, *(f"{number:.3g}" for number in numbers), figure.unit, aim)
-    Console(width=120).print(table)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
-    file = parser.parse_args().json
-    figures = []
-    for measure in (measure_start, measure_idle):
-        with tempfile.TemporaryDirectory() as folder:
-            figures += measure(Path(folder))
-    show(figures)
-    file.write_text(json.dumps([asdict(figure) | {"median": figure.median} for figure in figures], indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
