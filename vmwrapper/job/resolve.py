@@ -57,8 +57,7 @@ def real(path: Path) -> Path:
 def _task(task: Task, resolve: Resolve, image_suffixes: Sequence[str], problems: Problems) -> ResolvedTask:
     image = find_image(task.vm, resolve, image_suffixes)
     if image is None:
-        help_ = "make it with `vmwrapper image build`" if task.vm == DEFAULT_IMAGE else f"no {resolve(task.vm)}.*"
-        problems.add(task.line, f"there is no base image {task.vm!r}: {help_}")
+        problems.add(task.line, f"there is no base image {task.vm!r}: {_why_no_image(task.vm, resolve(task.vm))}")
     return ResolvedTask(
         task=task,
         image=image or Path(),
@@ -116,10 +115,23 @@ def _is_own(file: Path, slot: Path) -> bool:
     return file != slot and file.is_relative_to(slot) and is_own_file(file.relative_to(slot).parts[0])
 
 
+def _why_no_image(name: str, place: Path) -> str:
+    if name == DEFAULT_IMAGE:
+        return "make it with `vmwrapper image build`"
+    return f"{place} is no regular file; name a disk image" if _exists(place) else f"no {place}.*"
+
+
 def _is_file(path: Path) -> bool:
     """Whether there is a file that we can see. A name that the host can't have, such as one too long, is none."""
     try:
         return path.is_file()
+    except OSError:
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
     except OSError:
         return False
 
