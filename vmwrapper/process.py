@@ -44,12 +44,14 @@ class Completed:
     stderr: bytes
 
 
-async def complete(argv: Sequence[str], *, limit_s: float, directory: Path | None = None) -> Completed:
+async def complete(
+    argv: Sequence[str], *, limit_s: float, directory: Path | None = None, pass_fds: Sequence[int] = ()
+) -> Completed:
     """Run a program to its end, whatever its status; killed and reaped when the limit or a cancellation comes first.
 
     Raises ProcessFailed where it can't be started or its output is not closed after `limit_s` (wall-clock seconds).
     """
-    async with _started(argv, directory=directory) as (transport, end):
+    async with _started(argv, directory=directory, pass_fds=pass_fds) as (transport, end):
         try:
             async with asyncio.timeout(limit_s):
                 await end.closed.wait()

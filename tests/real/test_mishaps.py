@@ -332,6 +332,16 @@ def test_ordinary_user_runs_a_job(tmp_path: Path, as_nobody: Callable[..., subpr
     assert (slot / "result").stat().st_uid == NOBODY
 
 
+@needs_root
+def test_unreadable_image(tmp_path: Path, as_nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    slot, image = tmp_path / "slot", tmp_path / "slot/own.qcow2"
+    slot.mkdir()
+    os.chown(slot, NOBODY, NOBODY)
+    image.touch(mode=0o600)
+    text = job(task("true.sh")).replace("default", "own")
+    ends_with(as_nobody("run", write_job(slot, text, true="true")), 206, f"can't read {image}: Permission denied")
+
+
 def test_killed_in_the_middle_of_an_output_and_run_again(tmp_path: Path) -> None:
     text = job(task("big.sh", "<output>big</output>"))
     process = start("run", write_job(tmp_path, text, big="dd if=/dev/zero of=big bs=1M count=300"))

@@ -71,7 +71,7 @@ class QemuHypervisor:
         memory_here_mib = psutil.virtual_memory().total // MIB
         if spec.memory_mib > memory_here_mib:
             raise JobError(f"the job wants {spec.memory_mib} MiB of memory; this computer has {memory_here_mib} MiB")
-        image = await asyncio.to_thread(open_base_image, spec.image)
+        image = await open_base_image(spec.image, qemu_img=self._qemu.img, cache=cache_folder())
         await asyncio.to_thread(_end_orphans, spec.identity)
         async with machine_files(image, spec, self._qemu.img) as files:
             machine = QemuMachine(self._qemu, spec, image=image, files=files, clock=clock)

@@ -1,79 +1,128 @@
 """What a machine boots from: a direct-boot bundle, or a disk image whose guest has its own boot loader."""
 
-import struct
+import asyncio
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from vmwrapper.errors import JobError
 from vmwrapper.guest.bundle import Bundle, is_bundle, open_bundle
+from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.qemu.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
+from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
+from vmwrapper.process import complete
 
-IMAGE_SUFFIXES = (".vmguest", ".qcow2", ".raw", ".img")
+IMAGE_SUFFIXES = (".vmguest", ".qcow2", ".raw", ".img", ".vdi", ".vmdk", ".vhdx", ".vhd")
 
-_QCOW2_MAGIC = b"QFI\xfb"
-_QCOW2_HEADER = struct.Struct(">4sIQIIQ")  # magic, version, backing offset and length, cluster bits, virtual size
-_QCOW2_FEATURES_OFFSET = 72
-_QCOW2_EXTERNAL_DATA = 1 << 2
-_BOOT_SIGNATURE_OFFSET = 510
-_BOOT_SIGNATURE = b"\x55\xaa"
+_SECTOR = 512
+_LARGEST_DISK_BYTES = 1 << 46  # as VHDX has it
+_QEMU_IMG_LIMIT_S = 120.0  # it reads what a format keeps of each part of the disk, at worst from a slow one
+_LEAKS_ONLY = 3  # space that nobody uses; source: QEMU's docs/tools/qemu-img.rst
+_CANNOT_CHECK = 63
+_COMPLAINT = re.compile("^(?:qemu-img: |ERROR:? )(?:Could not open '.*': )?(.+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseDisk:
     """A disk to boot from or to mount, inside a file: only ever read, through an overlay."""
 
-    format: str
-    """As QEMU calls it."""
+    format: ImageFormat
     offset: int
     size: int
-    """Bytes of the file that are the disk, from `offset` on."""
-    virtual_size: int
-    """Bytes that the guest sees."""
+    """Bytes of the file that are the disk image, from `offset` on."""
+
+    def node(self, filename: str) -> dict[str, Any]:
+        """The disk in that file for QEMU's block layer: read-only all the way down, and no backing file looked for.
+
+        Source: BlockdevOptions in QEMU's qapi/block-core.json.
+        """
+        read_only = {"read-only": True}
+        node: dict[str, Any] = {"driver": "file", "filename": filename} | read_only
+        if self.offset:
+            size = self.size + -self.size % _SECTOR  # a bundle is padded
+            node = {"driver": "raw", "offset": self.offset, "size": size, "file": node} | read_only
+        node = {"driver": self.format, "file": node} | read_only
+        return node | {"backing": None} if self.format in (ImageFormat.QCOW2, ImageFormat.VMDK) else node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseImage:
-    """A base image that was looked at and found usable. At least one of its two parts is there."""
+    """A base image that was looked at and found usable. It has a bundle, or a disk, or both."""
 
     path: Path
-    bundle: Bundle | None = None
-    disk: BaseDisk | None = None
+    bundle: Bundle | None
+    disk: BaseDisk | None
+    virtual_size: int
+    """Bytes that the guest sees of the disk."""
 
 
-def open_base_image(path: Path) -> BaseImage:
-    """Look at a base image, which may be hostile. Raises JobError with what is wrong with it."""
+async def open_base_image(path: Path, *, qemu_img: Path, cache: Path) -> BaseImage:
+    """Look at a base image, which may be hostile. Raises JobError with what is wrong with it.
+
+    What `qemu-img` says of it is kept in `cache`, and holds until the file changes.
+    """
     try:
-        if not is_bundle(path):
-            return BaseImage(path=path, disk=_disk(path, 0, path.stat().st_size))
-        bundle = open_bundle(path)
-        section = bundle.disk
-        disk = _disk(path, section.offset, section.size) if section else None
-        return BaseImage(path=path, bundle=bundle, disk=disk)
+        bundle, disk = await asyncio.to_thread(_parts, path)
+        virtual_size = await _virtual_size(path, disk, qemu_img, cache) if disk else 0
+    except UnusableDisk as unusable:
+        raise JobError(f"the image {path} {unusable}") from unusable
     except OSError as error:
         raise JobError(f"can't read the image {path}: {error.strerror}") from error
+    return BaseImage(path=path, bundle=bundle, disk=disk, virtual_size=virtual_size)
+
+
+def _parts(path: Path) -> tuple[Bundle | None, BaseDisk | None]:
+    if not is_bundle(path):
+        return None, _disk(path, 0, path.stat().st_size)
+    bundle = open_bundle(path)
+    section = bundle.disk
+    return bundle, _disk(path, section.offset, section.size) if section else None
 
 
 def _disk(path: Path, offset: int, size: int) -> BaseDisk:
     with path.open("rb") as file:
-        file.seek(offset)
-        head = file.read(min(size, 512))
-    if head.startswith(_QCOW2_MAGIC):
-        return BaseDisk(format="qcow2", offset=offset, size=size, virtual_size=_qcow2_size(path, head))
-    if head[_BOOT_SIGNATURE_OFFSET:] == _BOOT_SIGNATURE:
-        return BaseDisk(format="raw", offset=offset, size=size, virtual_size=size)
-    raise JobError(f"{path} is neither a guest bundle nor a bootable disk image in qcow2 or raw format")
+        return BaseDisk(format=image_format(DiskFile(file, offset, size)), offset=offset, size=size)
 
 
-def _qcow2_size(path: Path, head: bytes) -> int:
-    """Bytes of the virtual disk, after a look for anything that names a file of the host.
+async def _virtual_size(path: Path, disk: BaseDisk, qemu_img: Path, cache: Path) -> int:
+    """Bytes of the disk inside the image, all of which are there."""
+    if disk.format is ImageFormat.RAW:
+        return disk.size
+    image = identity(path)
+    question: dict[str, object] = {"image": image, "qemu-img": identity(qemu_img)}
+    file = cache / f"image-{hashlib.sha256(os.fsencode(str(image['file']))).hexdigest()[:16]}.json"
+    match recall(file, question):
+        case int(size) if 0 < size <= _LARGEST_DISK_BYTES:
+            return size
+    size = await _examined(path, disk, qemu_img)
+    keep(file, question, size)
+    return size
 
-    Source: QEMU's docs/interop/qcow2.txt.
-    """
-    if len(head) < _QCOW2_FEATURES_OFFSET + 8:
-        raise JobError(f"the qcow2 image {path} is cut short")
-    _, version, backing_offset, _, _, virtual_size = _QCOW2_HEADER.unpack_from(head)
-    if backing_offset:
-        raise JobError(f"the qcow2 image {path} has a backing file, which could be any file of the host: flatten it")
-    (features,) = struct.unpack_from(">Q", head, _QCOW2_FEATURES_OFFSET)
-    if version >= 3 and features & _QCOW2_EXTERNAL_DATA:
-        raise JobError(f"the qcow2 image {path} keeps its data in another file: convert it with qemu-img")
-    return int(virtual_size)
+
+async def _examined(path: Path, disk: BaseDisk, qemu_img: Path) -> int:
+    with path.open("rb") as file:
+        image = f"json:{json.dumps(disk.node(f'/dev/fd/{file.fileno()}'))}"
+        info = [str(qemu_img), "info", "--output=json", image]
+        check = [str(qemu_img), "check", "-q", image]
+        said = await _asked(info, file, answers=(0,))
+        await _asked(check, file, answers=(0, _LEAKS_ONLY, _CANNOT_CHECK))
+    size = int(json.loads(said)["virtual-size"])
+    if not 0 < size <= _LARGEST_DISK_BYTES:
+        raise UnusableDisk(f"is damaged: it claims to be a disk of {size} bytes; fetch it again")
+    return size
+
+
+async def _asked(argv: Sequence[str], file: BinaryIO, *, answers: Collection[int]) -> bytes:
+    done = await complete(argv, limit_s=_QEMU_IMG_LIMIT_S, pass_fds=[file.fileno()])
+    if done.status not in answers:
+        found = _COMPLAINT.search(printable(done.stderr))
+        complaint = found[1] if found else f"qemu-img ended with status {done.status}"
+        raise UnusableDisk(
+            f"is cut short, damaged or of an unknown kind ({complaint}): fetch it again, or convert it with `qemu-img`"
+        )
+    return done.stdout

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.qemu.accelerator import Accelerator
-from vmwrapper.hypervisor.qemu.base_image import BaseDisk, BaseImage
+from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.files import MachineFiles
 
 MONITOR = "monitor"
@@ -78,7 +78,7 @@ def _boot(image: BaseImage, files: MachineFiles) -> Iterator[str]:
 
 def _disks(image: BaseImage, files: MachineFiles) -> Iterator[str]:
     if image.disk and files.base_disk and files.overlay:
-        base = _base_node(image.disk, files.base_disk)
+        base = image.disk.node(_fdset_name(files.base_disk))
         yield from _fdset(files.base_disk)
         yield from _fdset(files.overlay)
         yield from _virtio_disk("root", _qcow2(files.overlay) | {"backing": base}, serial="vmwrapper-root")
@@ -96,17 +96,9 @@ def _fdset(file: BinaryIO) -> Iterator[str]:
     yield from ("-add-fd", f"fd={file.fileno()},set={file.fileno()}")
 
 
-def _file_node(file: BinaryIO) -> dict[str, Any]:
-    return {"driver": "file", "filename": f"/dev/fdset/{file.fileno()}"}
+def _fdset_name(file: BinaryIO) -> str:
+    return f"/dev/fdset/{file.fileno()}"
 
 
 def _qcow2(file: BinaryIO) -> dict[str, Any]:
-    return {"driver": "qcow2", "file": _file_node(file)}
-
-
-def _base_node(disk: BaseDisk, file: BinaryIO) -> dict[str, Any]:
-    """The base's nodes, read-only all the way down; a qcow2 that named a backing file would not get one."""
-    part = {"driver": "raw", "offset": disk.offset, "size": disk.size, "file": _file_node(file) | {"read-only": True}}
-    if disk.format == "raw":
-        return part | {"read-only": True}
-    return {"driver": disk.format, "file": part | {"read-only": True}, "backing": None, "read-only": True}
+    return {"driver": "qcow2", "file": {"driver": "file", "filename": _fdset_name(file)}}

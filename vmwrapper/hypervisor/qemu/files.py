@@ -43,11 +43,12 @@ async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> 
     since the BOINC client counts a file's apparent size.
     """
     bundle = image.bundle
-    overlay_size = image.disk.virtual_size if image.disk else 0
     async with AsyncExitStack() as files:
         with ungrouped():
             async with asyncio.TaskGroup() as making:
-                overlay = making.create_task(_disk(files, qemu_img, spec.directory / "overlay.qcow2", overlay_size))
+                overlay = making.create_task(
+                    _disk(files, qemu_img, spec.directory / "overlay.qcow2", image.virtual_size)
+                )
                 scratch = making.create_task(
                     _disk(files, qemu_img, spec.directory / "scratch.qcow2", spec.scratch_mib * MIB)
                 )

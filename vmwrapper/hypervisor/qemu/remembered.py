@@ -1,4 +1,4 @@
-"""What was found out of a program before and need not be found out again."""
+"""What was found out of a program or an image before and need not be found out again."""
 
 import json
 import tempfile
@@ -9,11 +9,17 @@ from typing import Any
 _FILE_LIMIT_BYTES = 16384
 
 
-def identity(binary: Path) -> dict[str, object]:
-    """What changes when a program is replaced; part of every question about it. Raises OSError where there is none."""
-    real = binary.resolve(strict=True)
+def identity(file: Path) -> dict[str, object]:
+    """What changes when a file is replaced; part of every question about it. Raises OSError where there is none."""
+    real = file.resolve(strict=True)
     found = real.stat()
-    return {"binary": str(real), "size_bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return {
+        "file": str(real),
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "size_bytes": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+    }
 
 
 def recall(file: Path, question: dict[str, object]) -> Any:
