@@ -1,10 +1,11 @@
 # Everything a newcomer or CI needs; `make help` says what.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fuzz check bench clean qemu image
+.PHONY: help setup run test fuzz check bench clean qemu image test-tools
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
+INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -15,7 +16,7 @@ run: setup  ## run examples/job.xml in a virtual machine
 	$(BIN)/vmwrapper run examples/job.xml
 	@cat examples/hubble.out
 
-test: setup $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
+test: setup test-tools $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
 	$(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
 
 fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
@@ -51,6 +52,11 @@ qemu:
 	@command -v qemu-system-x86_64 >/dev/null && command -v qemu-img >/dev/null || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_QEMU); \
 	else echo "QEMU is missing. As root: $(INSTALL_QEMU)"; exit 1; fi
+
+test-tools:
+	@command -v mmdebstrap >/dev/null && command -v grub-mkimage >/dev/null && test -d /usr/lib/grub/i386-pc || \
+	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
+	else echo "Tests with a Debian disk will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
 
 image: $(BIN)/.ready
 	@$(BIN)/vmwrapper image build

@@ -9,6 +9,8 @@ import pytest
 
 from vmwrapper.folders import image_folder
 
+from . import debian_disk as debian
+
 
 @pytest.fixture
 def default_image() -> Path:
@@ -17,6 +19,14 @@ def default_image() -> Path:
     if shutil.which("qemu-system-x86_64") is None or not image.exists():
         pytest.skip("needs QEMU and the default guest: make setup")
     return image
+
+
+@pytest.fixture
+def debian_disk() -> Path:
+    """A disk with a small Debian that boots by itself, in qcow2 format; not to be changed."""
+    if reason := debian.missing():
+        pytest.skip(reason)
+    return debian.debian_disk()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,82 @@
+"""Jobs in a guest that boots by itself from a disk image of any format."""
+
+import hashlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .test_job import EXAMPLES, LIMIT_S, job, machine_of, read_until, start, task, vmwrapper, write_job
+
+pytestmark = pytest.mark.qemu
+
+FORMATS = {
+    "raw": ("raw",),
+    "vdi": ("vdi",),
+    "vmdk": ("vmdk",),
+    "stream.vmdk": ("vmdk", "-o", "subformat=streamOptimized"),
+    "vhdx": ("vhdx",),
+    "vhd": ("vpc", "-o", "force_size"),
+}
+"""How a file's name ends, and what `qemu-img convert -O` wants for it."""
+
+
+@pytest.fixture
+def converted(request: pytest.FixtureRequest, debian_disk: Path, tmp_path: Path) -> Iterator[Path]:
+    image = tmp_path / f"own.{request.param}"
+    argv = ["qemu-img", "convert", "-f", "qcow2", "-O", *FORMATS[request.param], debian_disk, image]
+    subprocess.run(argv, check=True)
+    yield image
+    image.unlink()  # pytest keeps folders for long
+
+
+def state(file: Path) -> tuple[str, int]:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest(), file.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("converted", FORMATS, indirect=True)
+def test_image_of_each_format(converted: Path, tmp_path: Path) -> None:
+    before = state(converted)
+    text = job(task("say.sh", "<output>result</output>")).replace("default", converted.stem)
+    script = "grep -o bookworm /etc/os-release > result; touch /root/mark; sync"
+    done = vmwrapper("run", write_job(tmp_path, text, say=script))
+    assert done.returncode == 0, done.stderr
+    assert "bookworm" in (tmp_path / "result").read_text()
+    assert state(converted) == before
+
+
+def test_jobs_share_a_base_that_stays_as_it_was(debian_disk: Path, tmp_path: Path) -> None:
+    """The example runs, beside a job that writes all over its disk and whose wrapper is killed."""
+    before = state(debian_disk)
+    example, spoiler = tmp_path / "example", tmp_path / "spoiler"
+    shutil.copytree(EXAMPLES, example, ignore=shutil.ignore_patterns("*.out"))
+    spoiler.mkdir()
+    for folder in (example, spoiler):
+        (folder / "own.qcow2").symlink_to(debian_disk)
+    text = (example / "job.xml").read_text()
+    (example / "job.xml").write_text(text.replace("<vm>default</vm>", "<vm>own</vm>"))
+    runs = start("run", example / "job.xml")
+    spoil(spoiler)
+    _, said = runs.communicate(timeout=LIMIT_S)
+    assert runs.returncode == 0, said
+    assert "H0 = 423.9 +-" in (example / "hubble.out").read_text()
+    assert state(debian_disk) == before
+
+
+def spoil(folder: Path) -> None:
+    text = job(task("spoil.sh")).replace("default", "own")
+    script = "dd if=/dev/urandom of=/dev/vda bs=64k count=200 conv=fsync; sleep 100"
+    spoils = start("run", write_job(folder, text, spoil=script))
+    read_until(spoils, "Running the program")
+    machine = machine_of(spoils)
+    while (folder / ".vmwrapper/overlay.qcow2").stat().st_size < 12 << 20:
+        assert spoils.poll() is None
+        time.sleep(0.05)
+    spoils.kill()
+    spoils.communicate()
+    machine.wait(timeout=5)
+    shutil.rmtree(folder)
