@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .debian_disk import USER
 from .test_job import EXAMPLES, LIMIT_S, job, machine_of, read_until, start, task, vmwrapper, write_job
 
 pytestmark = pytest.mark.qemu
@@ -47,6 +48,39 @@ def test_image_of_each_format(converted: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "bookworm" in (tmp_path / "result").read_text()
     assert state(converted) == before
+
+
+def test_deb_package_is_installed_and_removed(debian_disk: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "usr/bin").mkdir(parents=True)
+    control = "Package: vmwrapper-greet\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: greets\n"
+    (root / "DEBIAN/control").write_text(control)
+    (root / "usr/bin/greet").write_text("#!/bin/sh\necho hello from the package\n")
+    (root / "usr/bin/greet").chmod(0o755)
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", root, tmp_path / "greet.deb"], check=True)
+    (tmp_path / "own.qcow2").symlink_to(debian_disk)
+    tags = f"<user>{USER}</user><package>greet.deb</package><output>result</output>"
+    script = "{ greet; id -un; dpkg-query -W vmwrapper-greet; } >result"
+    done = vmwrapper("run", write_job(tmp_path, job(task("use.sh", tags)).replace("default", "own"), use=script))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "result").read_text().split("\n")[:2] == ["hello from the package", USER]
+    assert "removing greet.deb" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentence"),
+    [
+        ("<user>nobody-knows-me</user>", "the guest has no user 'nobody-knows-me': name one that its image has"),
+        ("<package>x.deb</package>", "the guest can't install x.deb: "),
+    ],
+)
+def test_what_the_guest_does_not_have(debian_disk: Path, tmp_path: Path, tags: str, sentence: str) -> None:
+    (tmp_path / "own.qcow2").symlink_to(debian_disk)
+    (tmp_path / "x.deb").write_text("no package")
+    done = vmwrapper("run", write_job(tmp_path, job(task("x.sh", tags)).replace("default", "own"), x="exit 0"))
+    assert done.returncode == 206, done.stderr
+    assert sentence in done.stderr
 
 
 def test_jobs_share_a_base_that_stays_as_it_was(debian_disk: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from io import BytesIO
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmwrapper.hypervisor.qemu.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
+
+from .fuzzing import fuzzed
 
 MIB = 1 << 20
 DESCRIPTION = 'parentCID=ffffffff\ncreateType="monolithicSparse"\nRW 131072 SPARSE "disk.vmdk"\n'
@@ -144,7 +146,7 @@ places = st.one_of(*(st.integers(at, at + 600) for at in (0, 192 * 1024, METADAT
 changes = st.lists(st.tuples(places, st.binary(min_size=1, max_size=8)), max_size=8)
 
 
-@settings(max_examples=500)
+@fuzzed
 @given(content=st.sampled_from(list(GOOD)), changes=changes, length=st.none() | st.integers(0, 600))
 def test_any_header_is_accepted_or_refused(
     content: bytes, changes: list[tuple[int, bytes]], length: int | None
@@ -153,6 +155,7 @@ def test_any_header_is_accepted_or_refused(
         looked_at(filled(len(content), {0: content} | dict(changes))[:length])
 
 
+@fuzzed
 @given(head=st.sampled_from([b"", b"QFI\xfb", b"KDMV", b"vhdxfile", b"conectix"]), rest=st.binary(max_size=600))
 def test_any_bytes_are_accepted_or_refused(head: bytes, rest: bytes) -> None:
     with suppress(UnusableDisk):
