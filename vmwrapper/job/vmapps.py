@@ -7,7 +7,6 @@ import difflib
 import posixpath
 import re
 import shlex
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ _BLANKS = " \t\r\n"  # XML's own
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_CHARACTER_BUT_BLANK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MAX_COMMAND_LINE = 65_536
+_MAX_SCRATCH_MIB = 1 << 20  # its file system takes 10 s to make for 1 TiB; for 16 TiB longer than the launcher waits
+_SYSTEM_FOLDER = re.compile(r"/(boot|etc|lib(32|64)?|s?bin|usr|var|(dev|proc|run|sys)(/.*)?)")
 
 
 def _flag(text: str) -> bool:
@@ -74,6 +75,8 @@ def _guest_directory(text: str) -> str:
     normalized = text == posixpath.normpath(text) and not text.startswith("//")
     if not text.startswith("/") or text == "/" or not normalized or _CONTROL_CHARACTER.search(text):
         raise ValueError("must be an absolute directory below /, without '.', '..' or needless slashes, such as /tmp")
+    if _SYSTEM_FOLDER.fullmatch(text):
+        raise ValueError("must not be a directory that the guest itself needs")
     return text
 
 
@@ -129,8 +132,8 @@ _TAGS = {
     "snapshots": _Tag("snapshots", _flag),
     "backend": _Tag("backend", _one_of("qemu", "virtualbox", "vmware")),
     "memory_mb": _Tag("memory_mib", _whole_number(64, 1 << 20)),
-    "cpus": _Tag("cpus", _whole_number(1, 256)),
-    "disk_mb": _Tag("scratch_mib", _whole_number(0, 1 << 24)),
+    "cpus": _Tag("cpus", _whole_number(1, 255)),
+    "disk_mb": _Tag("scratch_mib", _whole_number(0, _MAX_SCRATCH_MIB)),
     "weight": _Tag("weight", _positive_number(1e6)),
     "command_line": _Tag("arguments", _arguments),
     "setenv": _Tag("environment", _setting, repeats=True),
@@ -138,7 +141,7 @@ _TAGS = {
     "stdout_filename": _Tag("stdout", _name),
     "stderr_filename": _Tag("stderr", _name),
     "package": _Tag("packages", _package, repeats=True),
-    "time_limit": _Tag("time_limit_s", _positive_number(sys.float_info.max)),
+    "time_limit": _Tag("time_limit_s", _positive_number(1e9)),
 }
 _REQUIRED = {"vm": "the base image, such as default", "innerjob": "the program"}
 _NOT_YET = {  # tag: values that ask for nothing, and why others are refused
