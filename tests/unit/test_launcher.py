@@ -113,6 +113,13 @@ class TestCommand:
         in_a_shell(Program(path=path, environment={}, stdout="out"), datadir)
         assert (datadir / "out").read_text() == "old\nnew\n"
 
+    def test_folders_of_streams_are_made(self, datadir: Path) -> None:
+        path = write_program(datadir, "#!/bin/sh\necho said\n")
+        done = in_a_shell(Program(path=path, environment={}, stdout="it's/a b/out", stderr="it's/err"), datadir)
+        assert done.returncode == 0
+        assert (datadir / "it's/a b/out").read_text() == "said\n"
+        assert (datadir / "it's/err").read_text() == ""
+
     def test_without_its_datadir_nothing_runs(self, tmp_path: Path) -> None:
         done = in_a_shell(Program(path="program", environment={}), tmp_path / "nowhere")
         assert done.returncode == 126

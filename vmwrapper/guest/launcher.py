@@ -4,6 +4,7 @@ All that is known of a running program stands in files of the guest: no session 
 needed to follow it, so that a wrapper that was restarted goes on where the last one was.
 """
 
+import posixpath
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -143,8 +144,10 @@ def _command(program: Program, datadir: str) -> str:
         *map(shlex.quote, program.arguments),
         *(f"{sign}{shlex.quote(f'./{name}')}" for sign, name in redirections if name),
     ]
+    folders = {posixpath.dirname(name) for name in (program.stdout, program.stderr) if name} - {""}
     lines = [
         f"cd {shlex.quote(datadir)} || exit 126",
+        *(f"mkdir -p {shlex.quote(f'./{folder}')}" for folder in sorted(folders)),
         *(f"export {name}={shlex.quote(value)}" for name, value in program.environment.items()),
         " ".join(words),
     ]
