@@ -102,9 +102,7 @@ class Child:
 
     def kill(self) -> None:
         """End it at once; `ended` then tells that. Does nothing to one that ended before."""
-        if not self._end.exited.is_set():
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # Popen's would look for its end, and take that from asyncio
+        _kill(self._transport, self._end)
 
     async def ended(self) -> int:
         """Wait for its end; the exit status, negative for a signal. Any number may wait."""
@@ -179,8 +177,18 @@ async def _started(
     try:
         yield transport, end
     finally:
-        transport.close()  # kills it, and lets go of pipes that its children may hold
-        await end.exited.wait()
+        _kill(transport, end)
+        try:
+            await end.exited.wait()
+        finally:
+            transport.close()  # lets go of pipes that its children may hold
+
+
+def _kill(transport: asyncio.SubprocessTransport, end: _End) -> None:
+    """Kill it unless it has exited. Popen's, also by `close`, looks for its end and takes it from asyncio."""
+    if not end.exited.is_set():
+        with suppress(ProcessLookupError):
+            os.kill(transport.get_pid(), signal.SIGKILL)
 
 
 def _bound_to_us(argv: Sequence[str]) -> list[str]:

@@ -143,6 +143,13 @@ class TestChild:
             psutil.Process(child.pid).kill()
             assert await child.ended() == -9
 
+    async def test_its_transport_is_closed_when_asyncio_knows_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = []
+        async with process.child(FOREVER) as child:
+            transport, close = child._transport, child._transport.close
+            monkeypatch.setattr(transport, "close", lambda: (known.append(transport.get_returncode()), close()))
+        assert known == [-signal.SIGKILL]
+
     async def test_its_last_words(self) -> None:
         async with process.child(["sh", "-c", "seq 50000 >&2; echo enough >&2"]) as child:
             await child.ended()
