@@ -5,6 +5,7 @@ import random
 import re
 import stat
 import subprocess
+import tarfile
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -144,16 +145,20 @@ def test_what_looks_like_a_soft_link_is_data(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == f"{link}\n"
 
 
-def test_a_tar_package_is_installed_and_removed(tmp_path: Path) -> None:
-    (tmp_path / "root/opt/tool/bin").mkdir(parents=True)
-    tool = tmp_path / "root/opt/tool/bin/greet"
-    tool.write_text("#!/bin/sh\necho hello from the package\n")
+def test_tar_packages_are_installed_and_removed(tmp_path: Path) -> None:
+    suffixes = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho hello from ${0##*/}\n")
     tool.chmod(0o755)
-    subprocess.run(["tar", "-czf", tmp_path / "tool.tar.gz", "-C", tmp_path / "root", "opt"], check=True)
-    text = job(task("use.sh", "<package>tool.tar.gz</package><output>result</output>"))
-    done = vmwrapper("run", write_job(tmp_path, text, use="/opt/tool/bin/greet >result; ls >>result"))
+    for suffix, compression in suffixes.items():
+        with tarfile.open(tmp_path / f"tool{suffix}", f"w:{compression}") as package:
+            package.add(tool, f"opt/tool/bin/greet{suffix}")
+    text = job(task("use.sh", tags("package", [f"tool{suffix}" for suffix in suffixes]), "<output>result</output>"))
+    script = "for tool in /opt/tool/bin/*; do $tool; done >result; ls >>result"
+    done = vmwrapper("run", write_job(tmp_path, text, use=script))
     ends_with(done, 0, "Installing package tool.tar.gz", "removing tool.tar.gz")
-    assert (tmp_path / "result").read_text() == "hello from the package\nresult\nuse.sh\n"
+    said = [f"hello from greet{suffix}" for suffix in sorted(suffixes)]
+    assert (tmp_path / "result").read_text().splitlines() == [*said, "result", "use.sh"]
 
 
 @pytest.mark.parametrize(
