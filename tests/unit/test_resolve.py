@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vmwrapper.errors import JobError
+from vmwrapper.folders import image_folder
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 
@@ -70,6 +71,14 @@ def test_what_is_refused(slot: Path, links: dict[str, str], tags: list[str], sen
         (slot / name).symlink_to(target)
     with pytest.raises(JobError, match=sentence):
         resolved(slot, *tags)
+
+
+def test_a_missing_image_is_said_with_all_places(slot: Path) -> None:
+    (slot / "guest.img").unlink()
+    with pytest.raises(JobError) as caught:
+        resolved(slot, "")
+    looked = f"no {slot / 'guest'}.* and no {image_folder() / 'guest'}.*"
+    assert f"there is no base image 'guest': {looked}" in str(caught.value)
 
 
 def test_an_output_that_is_a_loop_of_links_replaces_it(slot: Path) -> None:

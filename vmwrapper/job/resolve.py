@@ -57,7 +57,7 @@ def real(path: Path) -> Path:
 def _task(task: Task, resolve: Resolve, image_suffixes: Sequence[str], problems: Problems) -> ResolvedTask:
     image = find_image(task.vm, resolve, image_suffixes)
     if image is None:
-        problems.add(task.line, f"there is no base image {task.vm!r}: {_why_no_image(task.vm, resolve(task.vm))}")
+        problems.add(task.line, f"there is no base image {task.vm!r}: {_why_no_image(task.vm, resolve)}")
     return ResolvedTask(
         task=task,
         image=image or Path(),
@@ -115,10 +115,12 @@ def _is_own(file: Path, slot: Path) -> bool:
     return file != slot and file.is_relative_to(slot) and is_own_file(file.relative_to(slot).parts[0])
 
 
-def _why_no_image(name: str, place: Path) -> str:
+def _why_no_image(name: str, resolve: Resolve) -> str:
     if name == DEFAULT_IMAGE:
         return "make it with `vmwrapper image build`"
-    return f"{place} is no regular file; name a disk image" if _exists(place) else f"no {place}.*"
+    if _exists(place := resolve(name)):
+        return f"{place} is no regular file; name a disk image"
+    return " and ".join(f"no {place}.*" for place in _image_places(name, resolve))
 
 
 def _is_file(path: Path) -> bool:
@@ -152,9 +154,11 @@ def find_image(name: str, resolve: Resolve, suffixes: Sequence[str]) -> Path | N
 
 
 def _image_candidates(name: str, resolve: Resolve, suffixes: Sequence[str]) -> Iterator[Path]:
-    places = [image_folder() / name]
-    if name != DEFAULT_IMAGE:
-        places.insert(0, resolve(name))
-    for place in places:
+    for place in _image_places(name, resolve):
         yield place
         yield from (place.with_name(place.name + suffix) for suffix in suffixes)
+
+
+def _image_places(name: str, resolve: Resolve) -> list[Path]:
+    beside = [resolve(name)] if name != DEFAULT_IMAGE else []
+    return list(dict.fromkeys([*beside, image_folder() / name]))  # of an absolute path: it alone
