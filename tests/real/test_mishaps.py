@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,21 @@ def test_full_host_disk_under_the_guest(small_disk: Callable[[int], Path]) -> No
 def test_full_host_disk_under_the_kernel(small_disk: Callable[[int], Path], size_mib: int) -> None:
     done = vmwrapper("run", write_job(small_disk(size_mib), job(task("true.sh")), true="true"))
     ends_with(done, 75, "No space left on device", unsaid=["Machine created"])
+
+
+@needs_root
+def test_full_host_disk_under_the_boot(small_disk: Callable[[int], Path]) -> None:
+    done = vmwrapper("run", write_job(small_disk(60), job(task("true.sh")), true="true"))
+    ends_with(done, 75, "the host's disk failed", "No space left on device")
+
+
+@needs_root
+def test_full_host_disk_under_the_lock(small_disk: Callable[[int], Path]) -> None:
+    job_file = write_job(small_disk(1), job(task("true.sh")), true="true")
+    with (job_file.parent / "filling").open("wb", buffering=0) as filling, suppress(OSError):
+        while True:
+            filling.write(bytes(4096))
+    ends_with(vmwrapper("run", job_file), 75, "No space left on device")
 
 
 @needs_root
