@@ -44,7 +44,7 @@ def resolve_job(
         _check_inputs(resolved, slot, written, problems)
         _check_outputs(resolved, slot, written, problems)
         tasks.append(resolved)
-    _check_kept(tasks, real(path), problems)
+    _check_kept(tasks, real(path), slot, problems)
     problems.raise_if_any()
     return tuple(tasks)
 
@@ -99,7 +99,7 @@ def _output_problem(file: Path, slot: Path, written_as: str | None) -> str | Non
     return None
 
 
-def _check_kept(tasks: Sequence[ResolvedTask], job_file: Path, problems: Problems) -> None:
+def _check_kept(tasks: Sequence[ResolvedTask], job_file: Path, slot: Path, problems: Problems) -> None:
     """Find outputs that would overwrite, by way of links, what the job is made of."""
     kept = {job_file: "the job file"}
     for resolved in tasks:
@@ -107,7 +107,7 @@ def _check_kept(tasks: Sequence[ResolvedTask], job_file: Path, problems: Problem
         kept[real(resolved.inputs[resolved.task.innerjob])] = "a program"
     for resolved in tasks:
         for name, file in resolved.outputs.items():
-            if file in kept:
+            if file in kept and not _is_own(file, slot):  # which was found before
                 problems.add(resolved.task.line, f"the output {name!r} would overwrite {kept[file]}: {file}")
 
 

@@ -214,9 +214,9 @@ async def _watch_guest(events: EventListener) -> NoReturn:
             raise GuestPanicked("the guest's kernel panicked")
         case {"event": "BLOCK_IO_ERROR", "data": {"reason": str(reason)}}:
             raise HostDiskFailed(f"the host's disk failed under the guest, which was writing: {reason}")
-        case {"data": data}:
-            raise GuestPoweredOff(f"the guest powered off or rebooted before the task was done: {data}")
-    raise AssertionError  # the schema has no others
+        case {"data": {"reason": "guest-reset"}}:
+            raise GuestPoweredOff("the guest rebooted before the task was done")
+    raise GuestPoweredOff("the guest powered off before the task was done")
 
 
 async def _watch_console(console: ConsoleTail) -> NoReturn:
