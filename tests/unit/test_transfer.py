@@ -56,7 +56,7 @@ class FakeGuest:
     async def run_script(self, arguments: Sequence[str], _script: bytes) -> CommandResult:
         verb, nonce, _directory, *words = arguments
         self._say(self._stream(nonce, words) if verb == "send" else f"{nonce} sha256\n".encode())
-        said = await self._receive(nonce, int(words[0])) if verb == "receive" else b""
+        said = await self._receive(nonce) if verb == "receive" else b""
         return CommandResult(0, said, b"")
 
     def _say(self, stream: bytes) -> None:
@@ -72,16 +72,29 @@ class FakeGuest:
         announced = "".join(f"{line}\n" for line in lines).encode() + b"".join(there)
         return b"%s sha256\n%s%s %s\n" % (nonce.encode(), announced, nonce.encode(), digest(announced))
 
-    async def _receive(self, nonce: str, blocks: int) -> bytes:
-        greeting = f"{nonce}\n".encode()
-        while len(self.received) < len(greeting) + blocks * 65536:
-            self._more.clear()
-            await self._more.wait()
-        assert self.received.startswith(greeting)
-        with tarfile.open(fileobj=io.BytesIO(self.received[len(greeting) :])) as tar:
+    async def _receive(self, nonce: str) -> bytes:
+        said, blocks = (await self._read_line()).split()
+        assert said == nonce
+        with tarfile.open(fileobj=io.BytesIO(await self._read(int(blocks) * 65536))) as tar:
             contents = {member.name: tar.extractfile(member) for member in tar}
         self.files = {name: file.read() for name, file in contents.items() if file}
         return digest(b"".join(self.files.values())) + b"  -\n"
+
+    async def _read_line(self) -> str:
+        while b"\n" not in self.received:
+            await self._wait_for_more()
+        return (await self._read(self.received.index(b"\n") + 1)).decode()
+
+    async def _read(self, size: int) -> bytes:
+        while len(self.received) < size:
+            await self._wait_for_more()
+        read = bytes(self.received[:size])
+        del self.received[:size]
+        return read
+
+    async def _wait_for_more(self) -> None:
+        self._more.clear()
+        await self._more.wait()
 
 
 def digest(content: bytes) -> bytes:

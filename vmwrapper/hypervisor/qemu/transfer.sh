@@ -1,6 +1,6 @@
 # Moves files through a virtio-serial port, as transfer.py says. Read by the guest's sh from its standard input:
-#   receive NONCE DIRECTORY BLOCKS NAME…   a tar of BLOCKS of 64 KiB comes from the host, and makes the files NAME
-#   send NONCE DIRECTORY NAME…             those NAMEs that are regular files go to the host
+#   receive NONCE DIRECTORY BYTES NAME…   a tar comes from the host, and makes the files NAME, of BYTES in all
+#   send NONCE DIRECTORY NAME…            those NAMEs that are regular files go to the host
 # The exit statuses: 4 a file changed while it was sent, 1 anything else.
 # Both ends say NONCE first, since something older may still be in the port. Checksums are of files read back from the
 # disk, where a copy of the stream would have to pass through a slow `tee`.
@@ -28,10 +28,10 @@ choose_checksum() {
 
 # tar stops reading early, so that somebody must read on.
 receive() {
-    blocks=$1
+    choose_checksum "$1"
     shift
-    choose_checksum $((blocks * 65536))
     while IFS= read -r line <&3 && [ "${line#*"$nonce"}" = "$line" ]; do :; done
+    blocks=${line##* }
     dd bs=64k iflag=fullblock count="$blocks" <&3 2>/dev/null | {
         tar -xf -
         status=$?
