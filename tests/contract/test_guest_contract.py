@@ -17,6 +17,8 @@ from .subjects import Subject, host_files
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMIT_S = 30.0
+LARGE = 8 * MIB
+"""From here on a backend may take another road."""
 NAMES = [
     "plain",
     "with spaces ",
@@ -33,7 +35,7 @@ NAMES = [
     "n" * 255,
     f"{'d' * 200}/{'f' * 200}",
 ]
-SIZES = [0, 1, 511, 512, 513, 64 * 1024, MIB + 1]
+SIZES = [0, 1, 511, 512, 513, 64 * 1024, MIB + 1, LARGE - 1, LARGE, LARGE + 1]
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -127,6 +129,18 @@ class TestFiles:
     async def test_no_files_at_all(self, guest: Guest, folder: str) -> None:
         await guest.put({}, folder)
         assert await guest.get(folder, {}, limit_bytes=0) == {}
+
+    async def test_the_next_one_after_one_that_failed(self, guest: Guest, folder: str, tmp_path: Path) -> None:
+        contents = {"small": b"x", "large": random.Random(1).randbytes(LARGE + 1000)}
+        files = host_files(tmp_path, contents)
+        with pytest.raises(GuestError):
+            await guest.put(files, "/no/such/directory")
+        await guest.put(files, folder)
+        with pytest.raises(OutputTooLarge):
+            await get(guest, folder, list(contents), tmp_path, limit_bytes=LARGE)
+        with pytest.raises(HostDiskFailed):
+            await guest.get(folder, files, limit_bytes=2 * LARGE)
+        assert await get(guest, folder, list(contents), tmp_path, limit_bytes=2 * LARGE) == contents
 
     async def test_putting_again_replaces(self, guest: Guest, folder: str, tmp_path: Path) -> None:
         for content in (b"a longer one", b"new"):

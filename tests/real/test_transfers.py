@@ -129,8 +129,9 @@ def test_a_file_that_a_daemon_writes_to(tmp_path: Path) -> None:
     assert set((tmp_path / "grows").read_text().split("\n")) == {"more", ""}
 
 
-def test_a_file_that_grows_while_it_is_copied(tmp_path: Path) -> None:
-    escaping = "echo $$ >/sys/fs/cgroup/cgroup.procs;"
+@pytest.mark.parametrize("before", ["", "truncate -s 20M grows;"])
+def test_a_file_that_grows_while_it_is_copied(tmp_path: Path, before: str) -> None:
+    escaping = f"echo $$ >/sys/fs/cgroup/cgroup.procs; {before}"
     text = job(task("daemon.sh", tags("output", ["grows"])))
     done = vmwrapper("run", write_job(tmp_path, text, daemon=DAEMON % escaping))
     ends_with(done, 195, "an output changed while it was copied")

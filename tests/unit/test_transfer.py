@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import random
 import string
 import tarfile
 import tempfile
@@ -20,9 +21,11 @@ from vmwrapper.errors import GuestError, OutputChanged, OutputTooLarge, Transfer
 from vmwrapper.hypervisor.interface import MIB, CommandResult, FileKind
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
 from vmwrapper.hypervisor.qemu.transfer import DataPort
+from vmwrapper.hypervisor.qemu.window import LARGE_BYTES
 
 from . import simulated_time
 from .fuzzing import fuzzed
+from .shared_window import GuestWindow
 
 CONTENTS = st.dictionaries(
     st.text(string.printable.replace("/", ""), min_size=1, max_size=20).filter(lambda name: name not in {".", ".."}),
@@ -42,6 +45,8 @@ class FakeGuest:
         self.files = dict(files or {})
         self.received = bytearray()
         self.port = asyncio.StreamReader(limit=REPLY_LIMIT_BYTES)
+        self.window = GuestWindow(self.files, self.port.feed_data)
+        self.has_window = False
         self._spoil = spoil
         self._hangs_up = hangs_up
         self._more = asyncio.Event()
@@ -53,10 +58,16 @@ class FakeGuest:
     async def drain(self) -> None:
         await asyncio.sleep(0)
 
-    async def run_script(self, arguments: Sequence[str], _script: bytes) -> CommandResult:
+    async def run_script(self, arguments: Sequence[str], _script: bytes, _ending: asyncio.Event) -> CommandResult:
         verb, nonce, _directory, *words = arguments
-        self._say(self._stream(nonce, words) if verb == "send" else f"{nonce} sha256\n".encode())
-        said = await self._receive(nonce) if verb == "receive" else b""
+        if verb == "send":
+            self._say(self._stream(nonce, words))
+            regular, said = [name for name in map(_outside, words) if name in self.files], b""
+        else:
+            self._say(f"{nonce} sha256{' window' * self.has_window}\n".encode())
+            regular, said = list(map(_outside, words[2:])), await self._receive(nonce)
+        while self.has_window and self.window.serve(await self._read_line(), regular):
+            pass
         return CommandResult(0, said, b"")
 
     def _say(self, stream: bytes) -> None:
@@ -65,19 +76,21 @@ class FakeGuest:
             self.port.feed_eof()
 
     def _stream(self, nonce: str, names: Sequence[str]) -> bytes:
-        asked = [self.files.get(name.removeprefix("./")) for name in names]
+        asked = [self.files.get(_outside(name)) for name in names]
         there = [content for content in asked if content is not None]
         lines = ["".join("-" if content is None else "f" for content in asked)]
         lines += [f"81a4:{len(content)}:1700000000" for content in there]
-        announced = "".join(f"{line}\n" for line in lines).encode() + b"".join(there)
-        return b"%s sha256\n%s%s %s\n" % (nonce.encode(), announced, nonce.encode(), digest(announced))
+        announced = "".join(f"{line}\n" for line in lines).encode()
+        announced += b"".join(content for content in there if not (self.has_window and len(content) >= LARGE_BYTES))
+        kind = b"sha256 window" if self.has_window else b"sha256"
+        return b"%s %s\n%s%s %s\n" % (nonce.encode(), kind, announced, nonce.encode(), digest(announced))
 
     async def _receive(self, nonce: str) -> bytes:
         said, blocks = (await self._read_line()).split()
         assert said == nonce
         with tarfile.open(fileobj=io.BytesIO(await self._read(int(blocks) * 65536))) as tar:
             contents = {member.name: tar.extractfile(member) for member in tar}
-        self.files = {name: file.read() for name, file in contents.items() if file}
+        self.files.update({_outside(name): file.read() for name, file in contents.items() if file})
         return digest(b"".join(self.files.values())) + b"  -\n"
 
     async def _read_line(self) -> str:
@@ -97,13 +110,17 @@ class FakeGuest:
         await self._more.wait()
 
 
+def _outside(name: str) -> str:
+    return name.removeprefix("./")
+
+
 def digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
 async def get(guest: FakeGuest, names: Sequence[str], *, limit_bytes: int = MIB) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        port = DataPort(guest.port, guest, guest.run_script, RunningClock())  # type: ignore[arg-type]
+        port = DataPort(guest.port, guest, guest.run_script, RunningClock(), guest.window.fd)  # type: ignore[arg-type]
         places = {name: Path(folder, str(number)) for number, name in enumerate(names)}
         kinds = await port.get("/tmp", places, limit_bytes=limit_bytes)
         return {name: place.read_bytes() for name, place in places.items() if kinds[name] is FileKind.REGULAR}
@@ -111,7 +128,7 @@ async def get(guest: FakeGuest, names: Sequence[str], *, limit_bytes: int = MIB)
 
 async def put(guest: FakeGuest, contents: Mapping[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        port = DataPort(guest.port, guest, guest.run_script, RunningClock())  # type: ignore[arg-type]
+        port = DataPort(guest.port, guest, guest.run_script, RunningClock(), guest.window.fd)  # type: ignore[arg-type]
         places = {name: Path(folder, str(number)) for number, name in enumerate(contents)}
         for name, place in places.items():
             place.write_bytes(contents[name])
@@ -129,7 +146,7 @@ def run_put(contents: Mapping[str, bytes], guest: Callable[[], FakeGuest] = Fake
     async def story() -> dict[str, bytes]:
         receiver = guest()
         await put(receiver, contents)
-        return {name.removeprefix("./"): content for name, content in receiver.files.items()}
+        return receiver.files
 
     return simulated_time.run(story())
 
@@ -203,8 +220,8 @@ def test_lies_have_their_errors(said: bytes, error: type[Exception]) -> None:
 @pytest.mark.parametrize("growth", [b"", b"more\n", b"more"])
 def test_a_file_that_changed_has_its_error(growth: bytes) -> None:
     class Changing(FakeGuest):
-        async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
-            result = await super().run_script(arguments, script)
+        async def run_script(self, arguments: Sequence[str], script: bytes, ending: asyncio.Event) -> CommandResult:
+            result = await super().run_script(arguments, script, ending)
             return replace(result, status=4)
 
     async def story() -> None:
@@ -218,7 +235,7 @@ def test_a_guest_that_sends_rubbish_without_end_is_left() -> None:
     """In bounded memory, and without waiting for the end."""
 
     class Endless(FakeGuest):
-        async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
+        async def run_script(self, arguments: Sequence[str], script: bytes, ending: asyncio.Event) -> CommandResult:
             while True:
                 self.port.feed_data(bytes(MIB))
                 await asyncio.sleep(0)
@@ -236,13 +253,13 @@ class Deaf(FakeGuest):
 
 
 class Damaging(FakeGuest):
-    async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
-        result = await super().run_script(arguments, script)
+    async def run_script(self, arguments: Sequence[str], script: bytes, ending: asyncio.Event) -> CommandResult:
+        result = await super().run_script(arguments, script, ending)
         return CommandResult(0, digest(result.stdout), b"")
 
 
 class Failing(FakeGuest):
-    async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
+    async def run_script(self, arguments: Sequence[str], script: bytes, ending: asyncio.Event) -> CommandResult:
         return CommandResult(1, b"", b"tar: no \x1b[31mspace\n")
 
 
@@ -267,9 +284,54 @@ def test_a_guest_that_stands_still_has_all_the_time_that_it_stands() -> None:
         guest = FakeGuest({"file": b"x"})
         clock = RunningClock()
         clock.stop()
-        port = DataPort(guest.port, guest, lambda *_: asyncio.sleep(1000, CommandResult(0, b"", b"")), clock)  # type: ignore[arg-type]
+        port = DataPort(
+            guest.port, guest, lambda *_: asyncio.sleep(1000, CommandResult(0, b"", b"")), clock, guest.window
+        )  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder, pytest.raises(TimeoutError):
             async with asyncio.timeout(500):
                 await port.get("/tmp", {"file": Path(folder, "file")}, limit_bytes=1)
+
+    simulated_time.run(story())
+
+
+LARGE = {"small": b"some", "large": random.Random(1).randbytes(LARGE_BYTES), "none": b""}
+
+
+class WithWindow(FakeGuest):
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        super().__init__(files)
+        self.has_window = True
+
+
+@pytest.mark.parametrize("kind", [FakeGuest, WithWindow])
+def test_large_files_cross_with_and_without_a_window(kind: Callable[..., FakeGuest]) -> None:
+    async def story() -> None:
+        guest = kind()
+        await put(guest, LARGE)
+        assert guest.files == LARGE
+        assert await get(guest, list(LARGE), limit_bytes=2 * LARGE_BYTES) == LARGE
+        assert len(guest.window.asked) == (2 + 1 + 1 + 3 if guest.has_window else 0)
+
+    simulated_time.run(story())
+
+
+def test_a_transfer_that_fails_lets_the_guest_go() -> None:
+    async def story() -> None:
+        guest = WithWindow(LARGE)
+        with pytest.raises(OutputTooLarge):
+            await get(guest, ["large"], limit_bytes=LARGE_BYTES - 1)
+        assert guest.received.endswith(b" end\n")
+
+    simulated_time.run(story())
+
+
+def test_a_large_file_that_does_not_cross_whole() -> None:
+    async def story() -> None:
+        guest = WithWindow(LARGE)
+        guest.window.skipped = {0, 2}
+        with pytest.raises(TransferFailed, match="out of the guest: the checksums differ"):
+            await get(guest, ["large"], limit_bytes=LARGE_BYTES)
+        with pytest.raises(TransferFailed, match="into the guest: the checksums differ"):
+            await put(guest, LARGE)
 
     simulated_time.run(story())

@@ -59,9 +59,12 @@ class Agent:
         what = f"the command {argv[0]!r} in the guest did not end"
         return await self._bounded(self._run(argv, stdin), limit_s, what)
 
-    async def run_script(self, arguments: Sequence[str], script: bytes) -> CommandResult:
-        """Run `sh` with a script as its standard input, however long it takes."""
-        return await self._run(["sh", "-s", "--", *arguments], script)
+    async def run_script(self, arguments: Sequence[str], script: bytes, ending: asyncio.Event) -> CommandResult:
+        """Run `sh` with a script as its standard input, however long it takes.
+
+        Until the caller sets `ending`, since the end is near, it is looked at seldom: each look costs the guest time.
+        """
+        return await self._run(["sh", "-s", "--", *arguments], script, ending)
 
     async def read(self, path: str, limit_bytes: int) -> bytes | None:
         """The first bytes of a file, or None where there is none."""
@@ -75,7 +78,7 @@ class Agent:
         await self.call("guest-file-close", handle=handle)
         return _decoded(answer, "buf-b64")[:limit_bytes]
 
-    async def _run(self, argv: Sequence[str], stdin: bytes) -> CommandResult:
+    async def _run(self, argv: Sequence[str], stdin: bytes, ending: asyncio.Event | None = None) -> CommandResult:
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
@@ -83,8 +86,13 @@ class Agent:
         pid = _field(started, "pid", int)
         look_s = _FIRST_LOOK_S
         while not _field(status := await self.call("guest-exec-status", pid=pid), "exited", bool):
-            await asyncio.sleep(look_s)
-            look_s = min(look_s * _LOOKS_GROW_BY, _LONGEST_LOOK_S)
+            if ending and not ending.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LONGEST_LOOK_S):
+                        await ending.wait()
+            else:
+                await asyncio.sleep(look_s)
+                look_s = min(look_s * _LOOKS_GROW_BY, _LONGEST_LOOK_S)
         return CommandResult(_status(status), _decoded(status, "out-data"), _decoded(status, "err-data"))
 
     async def _bounded(self, work: Awaitable[T], limit_s: float, complaint: str) -> T:

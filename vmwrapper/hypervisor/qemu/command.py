@@ -14,6 +14,7 @@ from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, MachineIdentity, Mach
 from vmwrapper.hypervisor.qemu.accelerator import Accelerator
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.files import MachineFiles
+from vmwrapper.hypervisor.qemu.window import WINDOW_SERIAL
 
 MONITOR = "monitor"
 CONSOLE = "console"
@@ -85,6 +86,9 @@ def _disks(image: BaseImage, files: MachineFiles) -> Iterator[str]:
     if files.scratch:
         yield from _fdset(files.scratch)
         yield from _virtio_disk("scratch", _qcow2(files.scratch), serial=SCRATCH_SERIAL)
+    # The last of all, since a guest may know its disks by their order.
+    yield from _fdset(files.window)
+    yield from _virtio_disk("window", _raw(files.window), serial=WINDOW_SERIAL)
 
 
 def _virtio_disk(name: str, node: dict[str, Any], *, serial: str) -> Iterator[str]:
@@ -102,3 +106,7 @@ def _fdset_name(file: BinaryIO) -> str:
 
 def _qcow2(file: BinaryIO) -> dict[str, Any]:
     return {"driver": "qcow2", "file": {"driver": "file", "filename": _fdset_name(file)}}
+
+
+def _raw(file: BinaryIO) -> dict[str, Any]:
+    return {"driver": "raw", "file": {"driver": "file", "filename": _fdset_name(file)}}

@@ -13,6 +13,8 @@ from vmwrapper.errors import HostDiskFailed
 from vmwrapper.guest.bundle import Bundle, Section, extract
 from vmwrapper.hypervisor.interface import MIB, MachineSpec
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
+from vmwrapper.hypervisor.qemu.outputs import writing
+from vmwrapper.hypervisor.qemu.window import WINDOW_BYTES
 from vmwrapper.process import run
 
 _QEMU_IMG_LIMIT_S = 30.0
@@ -28,10 +30,12 @@ class MachineFiles:
     """The base image, open for reading only."""
     overlay: BinaryIO | None
     scratch: BinaryIO | None
+    window: BinaryIO
+    """What large files cross through."""
 
     def descriptors(self) -> list[int]:
         """Of all that are there."""
-        files = (self.kernel, self.initramfs, self.base_disk, self.overlay, self.scratch)
+        files = (self.kernel, self.initramfs, self.base_disk, self.overlay, self.scratch, self.window)
         return [file.fileno() for file in files if file]
 
 
@@ -39,8 +43,8 @@ class MachineFiles:
 async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> AsyncIterator[MachineFiles]:
     """Make the files that a machine needs, side by side; those with a name are removed at the end.
 
-    Kernel and initramfs have no name: they are gone with the last process that has them open. The disks are qcow2,
-    since the BOINC client counts a file's apparent size.
+    Kernel, initramfs and window have no name: they are gone with the last process that has them open. The disks are
+    qcow2, since the BOINC client counts a file's apparent size.
     """
     bundle = image.bundle
     async with AsyncExitStack() as files:
@@ -64,6 +68,7 @@ async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> 
             base_disk=files.enter_context(image.path.open("rb")) if image.disk else None,
             overlay=overlay.result(),
             scratch=scratch.result(),
+            window=_window(files, spec.directory),
         )
 
 
@@ -74,6 +79,13 @@ async def _disk(files: AsyncExitStack, qemu_img: Path, path: Path, size: int) ->
     argv = [str(qemu_img), "create", "-q", "-f", "qcow2", path.name, str(size)]
     await run(argv, limit_s=_QEMU_IMG_LIMIT_S, directory=path.parent)
     return files.enter_context(path.open("r+b"))
+
+
+def _window(files: AsyncExitStack, directory: Path) -> BinaryIO:
+    with writing(f"a file in {directory}"):
+        window = files.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115  (the stack closes it)
+        window.truncate(WINDOW_BYTES)
+    return window
 
 
 async def _extracted(

@@ -136,7 +136,9 @@ class QemuMachine:
         console, _ = await loop.create_connection(lambda: self._console, sock=ours[CONSOLE])
         self._powered.callback(console.close)
         agent = Agent(*await self._streams(ours[AGENT_PORT]), self._clock)
-        data_port = DataPort(*await self._streams(ours[DATA_PORT]), agent.run_script, self._clock)
+        data_port = DataPort(
+            *await self._streams(ours[DATA_PORT]), agent.run_script, self._clock, self._files.window.fileno()
+        )
         monitor = QMPClient()
         events = EventListener(names=("GUEST_PANICKED", "SHUTDOWN", "BLOCK_IO_ERROR"))
         monitor.register_listener(events)
