@@ -1,6 +1,9 @@
 """Large files in a real guest, where one thing or another is not as it should be."""
 
+import asyncio
+import os
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -112,3 +115,19 @@ async def test_a_dd_that_does_not_copy(guest: Guest, large: Path, lie: str) -> N
     await replace_dd(guest, f'case "$*" in *if=./large*) {lie} ;; *) busybox dd "$@" ;; esac')
     with pytest.raises(TransferFailed):
         await guest.get("/data", {"large": large.with_name("back")}, limit_bytes=SIZE)
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+async def test_a_transfer_that_is_cancelled_ends_at_once(guest: Guest, large: Path, direction: str) -> None:
+    """And leaves no descriptor open, as every test here makes sure."""
+    await sh(guest, "mount -o remount,size=1G /tmp; truncate -s 1G /tmp/sparse")
+    os.truncate(large, 1024 * MIB)
+    into = guest.put({"large": large}, "/tmp")
+    out_of = guest.get("/tmp", {"sparse": large.with_name("back")}, limit_bytes=1024 * MIB)
+    crossing, other = (into, out_of) if direction == "in" else (out_of, into)
+    other.close()
+    started_at = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.4):
+            await crossing
+    assert time.monotonic() - started_at < 1

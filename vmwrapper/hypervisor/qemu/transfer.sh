@@ -38,6 +38,7 @@ crosses_window() {
 # By its serial number, and only where dd can pass by the page cache.
 find_window() {
     looked=yes
+    command -v truncate >/dev/null || return
     for disk in /sys/block/*; do
         serial=
         [ -e "$disk/serial" ] && read -r serial <"$disk/serial"
