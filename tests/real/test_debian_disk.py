@@ -1,6 +1,7 @@
 """Jobs in a guest that boots by itself from a disk image of any format."""
 
 import hashlib
+import random
 import shutil
 import subprocess
 import time
@@ -114,3 +115,15 @@ def spoil(folder: Path) -> None:
     spoils.communicate()
     machine.wait(timeout=5)
     shutil.rmtree(folder)
+
+
+def test_large_files_cross_through_the_window(debian_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.qcow2").symlink_to(debian_disk)
+    (tmp_path / "large").write_bytes(random.randbytes(20_000_001))
+    tags = "<data>large</data><output>back</output><output>stat</output>"
+    script = "mv large back; cat /sys/block/vd?/stat >stat"
+    done = vmwrapper("run", write_job(tmp_path, job(task("move.sh", tags)).replace("default", "own"), move=script))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
+    sectors_read = int((tmp_path / "stat").read_text().splitlines()[-1].split()[2])
+    assert sectors_read * 512 >= 20_000_001
