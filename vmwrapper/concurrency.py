@@ -40,4 +40,5 @@ async def to_thread_and_back(work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        task.exception()  # looked at, so that asyncio does not log it
         raise

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import GuestPanicked, GuestPoweredOff, MachineExited, VmwrapperError
+from vmwrapper.errors import GuestPanicked, GuestPoweredOff, HostDiskFailed, MachineExited, VmwrapperError
 from vmwrapper.hypervisor.interface import Machine
 from vmwrapper.job.model import Task
 from vmwrapper.progress import Progress
@@ -27,7 +27,7 @@ The machine of %s is kept.
   The end of its console, so far: %s
   Its disks are beside that.
   Ctrl-C here, or kill %d, removes all of it."""
-_GUEST_IS_GONE = (GuestPanicked, GuestPoweredOff, MachineExited)
+_GUEST_IS_GONE = (GuestPanicked, GuestPoweredOff, MachineExited, HostDiskFailed)
 
 
 class Keeper:

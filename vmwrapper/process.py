@@ -10,13 +10,16 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import psutil
 
 from vmwrapper.errors import ProcessFailed
 
 STDERR_TAIL_BYTES = 4096
+_MOST_OUTPUT_BYTES = 1 << 30  # a package's files
 _FOR_US = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _KEPT_VARIABLES = ("HOME", "PATH", "TMPDIR", "SYSTEMROOT", "TEMP")
 
@@ -45,13 +48,19 @@ class Completed:
 
 
 async def complete(
-    argv: Sequence[str], *, limit_s: float, directory: Path | None = None, pass_fds: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    limit_s: float,
+    directory: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    most_bytes: int = _MOST_OUTPUT_BYTES,
 ) -> Completed:
     """Run a program to its end, whatever its status; killed and reaped when the limit or a cancellation comes first.
 
-    Raises ProcessFailed where it can't be started or its output is not closed after `limit_s` (wall-clock seconds).
+    It is also killed, and has that status, when it has printed more than `most_bytes`. Raises ProcessFailed where it
+    can't be started or its output is not closed after `limit_s` (wall-clock seconds).
     """
-    async with _started(argv, directory=directory, pass_fds=pass_fds) as (transport, end):
+    async with _started(argv, directory=directory, pass_fds=pass_fds, most_bytes=most_bytes) as (transport, end):
         try:
             async with asyncio.timeout(limit_s):
                 await end.closed.wait()
@@ -124,16 +133,23 @@ async def child(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIt
 class _End(asyncio.SubprocessProtocol):
     """What a program says, and that it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_bytes: int) -> None:
+        """It is killed when it has printed more than that."""
+        self._most_bytes = most_bytes
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.exited = asyncio.Event()
         self.closed = asyncio.Event()
         """It has exited, and nobody can write to its output any more."""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             self.stdout += data
+            if len(self.stdout) > self._most_bytes:
+                _kill(self._transport, self)
         else:
             self.stderr += data
             del self.stderr[:-STDERR_TAIL_BYTES]
@@ -152,6 +168,7 @@ async def _started(
     directory: Path | None = None,
     stdout: int = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
+    most_bytes: int = _MOST_OUTPUT_BYTES,
 ) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _End]]:
     if shutil.which(argv[0]) is None:
         raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
@@ -161,7 +178,7 @@ async def _started(
     signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_US)
     try:
         transport, end = await asyncio.get_running_loop().subprocess_exec(
-            _End,
+            partial(_End, most_bytes=most_bytes),
             *_bound_to_us(argv),
             stdin=subprocess.DEVNULL,
             stdout=stdout,

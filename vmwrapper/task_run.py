@@ -5,11 +5,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from vmwrapper.clock import next_second
-from vmwrapper.concurrency import beside
+from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import GuestError, HostDiskFailed, JobError, MachineExited, ProgramFailed, TimeLimitExceeded
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
 from vmwrapper.hostile import one_line, some_of
@@ -115,10 +115,9 @@ class TaskRun:
     def _check_room(self) -> None:
         """Raise JobError where the inputs can't fit, instead of sending them all to find out."""
         size_mib = sum(path.stat().st_size for path in self._resolved.inputs.values() if path.exists()) // MIB
-        room_mib = self._task.scratch_mib or self._task.memory_mib
-        if size_mib > room_mib:
-            tag = "disk_mb" if self._task.scratch_mib else "memory_mb"
-            raise JobError(f"the inputs have {size_mib} MiB, the guest {room_mib} MiB for them: raise <{tag}>")
+        room_mib = self._task.scratch_mib
+        if room_mib and size_mib > room_mib:
+            raise JobError(f"the inputs have {size_mib} MiB, the guest {room_mib} MiB for them: raise <disk_mb>")
 
     def _program(self) -> Program:
         task = self._task
@@ -168,7 +167,7 @@ class TaskRun:
             arriving = {name: names.enter_context(_unfinished(path)) for name, path in outputs.items()}
             kinds = await self._machine.guest.get(self._task.datadir, arriving, limit_bytes=limit_bytes)
             regular = [name for name, kind in kinds.items() if kind is FileKind.REGULAR]
-            await asyncio.to_thread(_put_in_place, {arriving[name]: outputs[name] for name in regular})
+            await to_thread_and_back(_put_in_place, {arriving[name]: outputs[name] for name in regular})
         if missing := [_described(name, kind) for name, kind in kinds.items() if kind is not FileKind.REGULAR]:
             listed = ", ".join(some_of(missing))
             raise ProgramFailed(f"{self._task.innerjob} left no file {listed} in {self._task.datadir}")
@@ -201,19 +200,37 @@ def _unfinished(path: Path) -> Iterator[Path]:
     It depends on `path` only, so that what a killed episode left there is found by the next.
     """
     name = path.with_name(f".vmwrapper-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
-    name.unlink(missing_ok=True)
+    with _writing_output(path):
+        name.unlink(missing_ok=True)
     try:
         yield name
     finally:
-        name.unlink(missing_ok=True)
+        with suppress(OSError):  # the next episode tries again
+            name.unlink(missing_ok=True)
 
 
 def _put_in_place(files: Mapping[Path, Path]) -> None:
     """Rename each file onto its place, once its bytes are on the disk."""
     for arrived, place in files.items():
-        try:
-            with arrived.open("rb+") as file:
-                os.fsync(file.fileno())
+        with _writing_output(place):
+            _sync(arrived)
             arrived.replace(place)
-        except OSError as error:
-            raise HostDiskFailed(f"can't write the output {place}: {error.strerror}") from error
+    for folder in {place.parent for place in files.values()}:
+        with _writing_output(folder):
+            _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing_output(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostDiskFailed(f"can't write the output {place}: {error.strerror}") from error

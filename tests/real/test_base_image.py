@@ -20,7 +20,7 @@ FIRST_WORD = "dd if=/dev/vda bs=1 skip=4096 count=5 2>/dev/null"
 
 
 def disk_content() -> bytes:
-    return (bytes(510) + b"\x55\xaa" + bytes(3584) + b"first").ljust(DISK_BYTES, b"\0")
+    return (bytes(4096) + b"first").ljust(DISK_BYTES, b"\0")
 
 
 @pytest.fixture(params=list(DiskFormat))

@@ -181,6 +181,7 @@ def test_program_that_says_more_than_the_guest_holds(tmp_path: Path, tags: str) 
             ["failed: exit status 3", "\nthe end"],
         ),
         ("exec <&- >&- 2>&-; sleep 1; echo yes > result", "", 0, []),
+        ("echo a word >/dev/stderr; exit 3", "<user>ada</user>", 195, ["exit status 3", "a word"]),
         ("(setsid sleep 1000 &); (setsid sh -c 'trap \"\" TERM; sleep 1000' &); echo yes > result", "", 0, []),
         ("pkill qemu-ga; sleep 2; echo yes > result", "", 0, []),
         ("pkill -9 qemu-ga; sleep 2; pkill -9 qemu-ga; echo yes > result", "", 0, []),

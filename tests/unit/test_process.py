@@ -64,6 +64,11 @@ class TestComplete:
         assert [each.stdout for each in done] == 5 * [b"alive\n"]
         assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
+    async def test_more_output_than_wanted_ends_it(self) -> None:
+        done = await process.complete(["yes"], limit_s=5, most_bytes=1000)
+        assert done.status == -9
+        assert len(done.stdout) < 1_000_000
+
     async def test_what_is_not_there(self) -> None:
         with pytest.raises(ProcessFailed, match="can't start no-such-program"):
             await process.complete(["no-such-program"], limit_s=5)

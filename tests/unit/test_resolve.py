@@ -81,6 +81,13 @@ def test_a_missing_image_is_said_with_all_places(slot: Path) -> None:
     assert f"there is no base image 'guest': {looked}" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["/", "//", ".", "..", "a/"])
+def test_an_image_has_any_name(slot: Path, name: str) -> None:
+    (slot / "my.xml").write_text(f"<job_desc><task><vm>{name}</vm><innerjob>program</innerjob></task></job_desc>")
+    with pytest.raises(JobError, match="there is no base image"):
+        resolve_job(read_job(slot / "my.xml"), slot / "my.xml", slot.joinpath, slot=slot, image_suffixes=[(".img",)])
+
+
 def test_an_output_that_is_a_loop_of_links_replaces_it(slot: Path) -> None:
     (slot / "out").symlink_to("out")
     [task] = resolved(slot, "<output>out</output>")

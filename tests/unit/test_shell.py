@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
+import secrets
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -16,9 +19,9 @@ from hypothesis import strategies as st
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, HostDiskFailed, NobodyThere, TransferFailed
 from vmwrapper.hostile import shown
-from vmwrapper.hypervisor.interface import CommandResult
+from vmwrapper.hypervisor.interface import CommandResult, FileKind
 from vmwrapper.shell.client import Session
-from vmwrapper.shell.door import Door
+from vmwrapper.shell.door import _END, _RUN, Door
 from vmwrapper.shell.protocol import (
     LINE_LIMIT_BYTES,
     Answer,
@@ -108,7 +111,7 @@ class TalkingGuest:
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None: ...
 
-    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> frozenset[str]:
+    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
         raise AssertionError
 
 
@@ -282,3 +285,17 @@ class TestSession:
             assert Session(tmp_path, limit_s=5).run("a") == 0
             replaced = "\N{REPLACEMENT CHARACTER}"
             assert os.read(terminal.fileno(), 100).decode() == f"a{replaced}]0;title{replaced}\r\n"
+
+
+@pytest.mark.skipif(not os.access("/run", os.W_OK), reason="needs to write into /run, as in a guest")
+@pytest.mark.parametrize("signal", ["INT", "KILL"])
+def test_a_command_is_ended_by_the_shell_of_debian(signal: str) -> None:
+    mark = secrets.token_hex(8)
+    argv = ["sh", "-c", _RUN, "sh", mark, "/", "sleep 100"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as command:
+        while not (number := Path(f"/run/vmwrapper-shell.{mark}")).exists() or not number.read_text():
+            time.sleep(0.01)
+        subprocess.run(["sh", "-c", _END, "sh", mark, signal], check=True)
+        command.communicate(timeout=10)
+    assert command.returncode == {"INT": 130, "KILL": 137}[signal]
+    assert not number.exists()

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import random
+import resource
 import string
 import tarfile
 import tempfile
@@ -17,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import GuestError, OutputChanged, OutputTooLarge, TransferFailed
+from vmwrapper.errors import GuestError, HostDiskFailed, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hypervisor.interface import MIB, CommandResult, FileKind
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
+from vmwrapper.hypervisor.qemu.outputs import Output, Sink
 from vmwrapper.hypervisor.qemu.transfer import DataPort
 from vmwrapper.hypervisor.qemu.window import LARGE_BYTES
 
@@ -231,13 +233,14 @@ def test_a_file_that_changed_has_its_error(growth: bytes) -> None:
         simulated_time.run(story())
 
 
-def test_a_guest_that_sends_rubbish_without_end_is_left() -> None:
-    """In bounded memory, and without waiting for the end."""
+@pytest.mark.parametrize("rubbish", [b"\0", b"\n", b"f\n"])
+def test_a_guest_that_sends_rubbish_without_end_is_left(rubbish: bytes) -> None:
+    """In bounded memory, without waiting for the end, and without keeping others from running."""
 
     class Endless(FakeGuest):
         async def run_script(self, arguments: Sequence[str], script: bytes, ending: asyncio.Event) -> CommandResult:
             while True:
-                self.port.feed_data(bytes(MIB))
+                self.port.feed_data(MIB // len(rubbish) * rubbish)
                 await asyncio.sleep(0)
 
     async def story() -> None:
@@ -245,6 +248,23 @@ def test_a_guest_that_sends_rubbish_without_end_is_left() -> None:
 
     with pytest.raises(TransferFailed, match="not asked for"):
         simulated_time.run(story())
+
+
+@pytest.mark.parametrize("size", [1, 5000, 300_000])
+def test_a_disk_that_is_full_at_an_output_s_last_byte(tmp_path: Path, size: int) -> None:
+    sink = Sink(
+        [Output(tmp_path / "whole", 0, executable=False), Output(tmp_path / "cut", size, executable=False)],
+        hashlib.sha256(),
+    )
+    no_more = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, no_more[1]))
+    try:
+        sink.open_next()
+        with pytest.raises(HostDiskFailed, match="cut: File too large"):
+            sink.write(bytes(size))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_more)
+        sink.close()
 
 
 class Deaf(FakeGuest):

@@ -7,6 +7,7 @@ agent=/dev/virtio-ports/org.qemu.guest_agent.0
 mount -t devtmpfs dev /dev
 mkdir /dev/pts /dev/shm /dev/virtio-ports
 mount -a
+cp -a /usr/lib/vmwrapper/dev/* /dev/
 
 # In the order that dependencies ask for, which the builder put into the names.
 for module in /usr/lib/vmwrapper/modules/*; do

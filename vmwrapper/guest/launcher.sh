@@ -131,14 +131,18 @@ supervise() {
     fi
     group=/sys/fs/cgroup/vmwrapper
     mkdir "$group"
-    mkfifo "$home/stderr.pipe"
+    mkfifo -m 622 "$home/stderr.pipe" # the user may open it once more, as /dev/stderr
     (tail -c 65536 <"$home/stderr.pipe" >"$home/stderr.new"; mv "$home/stderr.new" "$home/stderr") &
     (echo 0 >"$group/cgroup.procs"; exec "$@" 2>"$home/stderr.pipe") &
     keep pid $!
     wait $!
     status=$?
     times >"$home/times"
-    echo 1 >"$group/cgroup.kill" || { read -r pid <"$home/pid" && kill -KILL -- "-$pid"; }
+    if [ -e "$group/cgroup.kill" ]; then
+        echo 1 >"$group/cgroup.kill"
+    else
+        read -r pid <"$home/pid" && kill -KILL "-$pid"
+    fi
     tries=20 # what got away may still hold the pipe
     until [ -e "$home/stderr" ] || [ $((tries -= 1)) -eq 0 ]; do sleep 0.1; done
     { read -r ours; read -r user_s system_s; } <"$home/times"

@@ -88,6 +88,11 @@ SKELETON: dict[str, Node] = {
     "usr/lib64/ld-linux-x86-64.so.2": initramfs.link("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
     "var/run": initramfs.link("../run"),
     "dev/console": initramfs.character_device(5, 1),
+    "usr/lib/vmwrapper/dev/fd": initramfs.link("/proc/self/fd"),
+    **{
+        f"usr/lib/vmwrapper/dev/{name}": initramfs.link(f"/proc/self/fd/{number}")
+        for number, name in enumerate(("stdin", "stdout", "stderr"))
+    },
     "home": initramfs.folder(),
     "proc": initramfs.folder(),
     "root": initramfs.folder(mode=0o700),

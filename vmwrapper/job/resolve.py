@@ -156,7 +156,7 @@ def find_image(name: str, resolve: Resolve, suffixes: Sequence[str]) -> Path | N
 def _image_candidates(name: str, resolve: Resolve, suffixes: Sequence[str]) -> Iterator[Path]:
     for place in _image_places(name, resolve):
         yield place
-        yield from (place.with_name(place.name + suffix) for suffix in suffixes)
+        yield from (Path(f"{place}{suffix}") for suffix in suffixes)
 
 
 def _image_places(name: str, resolve: Resolve) -> list[Path]:

@@ -44,7 +44,7 @@ status=$?
 rm -f "/run/vmwrapper-shell.$1"
 exit $status
 """
-_END = 'read -r pid <"/run/vmwrapper-shell.$1" && kill "-$2" -- "-$pid"'
+_END = 'read -r pid <"/run/vmwrapper-shell.$1" && kill "-$2" "-$pid"'
 
 
 class Door:

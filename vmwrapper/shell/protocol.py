@@ -19,7 +19,7 @@ LINE_LIMIT_BYTES = 2 * 1024 * 1024
 
 _SOCKET = "shell"
 _CONNECTION_LIMIT_S = 10.0
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class BadMessage(Exception):

@@ -120,6 +120,7 @@ class Agent:
         sync_id = next(self._sync_ids)
         await self._send(_SENTINEL, "guest-sync-delimited", {"id": sync_id})
         while not self._in_step:
+            await asyncio.sleep(0)  # a guest that floods us must not keep others from running
             await self._skip_to_sentinel()
             self._in_step = _answers(sync_id, await self._line())
 

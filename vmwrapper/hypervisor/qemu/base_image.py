@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vmwrapper.errors import JobError
-from vmwrapper.guest.bundle import Bundle, is_bundle, open_bundle
+from vmwrapper.guest.bundle import Bundle, DiskFormat, DiskSection, is_bundle, open_bundle
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.qemu.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
 from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (".vmguest", ".qcow2", ".raw", ".img", ".vdi", ".vmdk", ".vhdx"
 _SECTOR = 512
 _LARGEST_DISK_BYTES = 1 << 46  # as VHDX has it
 _QEMU_IMG_LIMIT_S = 120.0  # it reads what a format keeps of each part of the disk, at worst from a slow one
+_LONGEST_ANSWER_BYTES = 1 << 20  # a hostile image can have 65,536 snapshots with long names
 _LEAKS_ONLY = 3  # space that nobody uses; source: QEMU's docs/tools/qemu-img.rst
 _CANNOT_CHECK = 63
 _COMPLAINT = re.compile("^(?:qemu-img: |ERROR:? )(?:Could not open '.*': )?(.+)", re.MULTILINE)
@@ -80,8 +81,17 @@ def _parts(path: Path) -> tuple[Bundle | None, BaseDisk | None]:
     if not is_bundle(path):
         return None, _disk(path, 0, path.stat().st_size)
     bundle = open_bundle(path)
-    section = bundle.disk
-    return bundle, _disk(path, section.offset, section.size) if section else None
+    return bundle, _bundled_disk(path, bundle.disk) if bundle.disk else None
+
+
+def _bundled_disk(path: Path, section: DiskSection) -> BaseDisk:
+    """Of the format that the manifest gives. A raw one needs no boot loader: it may be a mere file system."""
+    if section.format is DiskFormat.RAW:
+        return BaseDisk(format=ImageFormat.RAW, offset=section.offset, size=section.size)
+    disk = _disk(path, section.offset, section.size)
+    if disk.format is not ImageFormat.QCOW2:
+        raise UnusableDisk(f"has a disk in {disk.format} format, where its manifest says {section.format}")
+    return disk
 
 
 def _disk(path: Path, offset: int, size: int) -> BaseDisk:
@@ -118,7 +128,7 @@ async def _examined(path: Path, disk: BaseDisk, qemu_img: Path) -> int:
 
 
 async def _asked(argv: Sequence[str], file: BinaryIO, *, answers: Collection[int]) -> bytes:
-    done = await complete(argv, limit_s=_QEMU_IMG_LIMIT_S, pass_fds=[file.fileno()])
+    done = await complete(argv, limit_s=_QEMU_IMG_LIMIT_S, pass_fds=[file.fileno()], most_bytes=_LONGEST_ANSWER_BYTES)
     if done.status not in answers:
         found = _COMPLAINT.search(printable(done.stderr))
         complaint = found[1] if found else f"qemu-img ended with status {done.status}"

@@ -214,6 +214,8 @@ async def _watch_guest(events: EventListener) -> NoReturn:
     match await events.get():
         case {"event": "GUEST_PANICKED"}:
             raise GuestPanicked("the guest's kernel panicked")
+        case {"event": "BLOCK_IO_ERROR", "data": {"operation": "read", "reason": str(reason)}}:
+            raise HostDiskFailed(f"the base image or a disk of the machine can't be read on this computer: {reason}")
         case {"event": "BLOCK_IO_ERROR", "data": {"reason": str(reason)}}:
             raise HostDiskFailed(f"the host's disk failed under the guest, which was writing: {reason}")
         case {"data": {"reason": "guest-reset"}}:

@@ -15,7 +15,7 @@ from vmwrapper.hypervisor.interface import FileKind
 from vmwrapper.hypervisor.qemu.checksum import Checksum
 
 _EXCERPT = 100
-_FACTS = re.compile(r"([0-9a-f]{1,8}):([0-9]{1,15}):-?[0-9]+")
+_FACTS = re.compile(r"([0-9a-f]{1,8}):([0-9]{1,20}):-?[0-9]+")
 _KINDS = {
     "f": FileKind.REGULAR,
     "d": FileKind.DIRECTORY,
@@ -67,9 +67,9 @@ class Sink:
         """Go on to the next file that has bytes to come, once this one has all of its own."""
         while self._left == 0 and (file := next(self._files, None)):
             with writing(file.path):
-                self._stack.close()
                 self._file = self._stack.enter_context(_create(file.path, executable=file.executable))
             self._path, self._left = file.path, file.size
+            self._close_whole()
 
     def write(self, chunk: bytes) -> None:
         """Take as many bytes as are announced, or fewer."""
@@ -80,7 +80,13 @@ class Sink:
             with writing(self._path):
                 self._file.write(part)
             self._left -= len(part)
+            self._close_whole()
             self.open_next()
+
+    def _close_whole(self) -> None:
+        if self._left == 0:
+            with writing(self._path):  # its last bytes are written only now
+                self._stack.close()
 
 
 @contextmanager

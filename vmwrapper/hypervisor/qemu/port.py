@@ -43,11 +43,22 @@ class Port:
                 line = await self._reader.readexactly(overrun.consumed)
         return line.decode(errors="replace").strip()
 
-    async def line_with(self, nonce: str) -> str:
-        """Skip to the next line that contains the nonce."""
+    async def after(self, nonce: str, *, limit_s: float = STALL_S) -> str:
+        """The rest of the line on which the nonce is, once that has come; until then `limit_s` may pass in silence."""
         skipped_bytes = 0
-        while nonce not in (line := await self.line()):
-            skipped_bytes += len(line)
+        while skipped := await self._skipped(nonce.encode(), limit_s):
+            skipped_bytes += skipped
             if skipped_bytes > _MOST_RUBBISH_BYTES:
                 raise TransferFailed("the guest keeps sending something that it was not asked for")
-        return line
+        return await self.line()
+
+    async def _skipped(self, mark: bytes, limit_s: float) -> int:
+        """Skip to behind the mark; or else so many bytes that are in its way, and let others run."""
+        async with self._clock.timeout(limit_s):
+            try:
+                await self._reader.readuntil(mark)
+            except asyncio.LimitOverrunError as overrun:
+                await self._reader.readexactly(overrun.consumed)
+                await asyncio.sleep(0)
+                return overrun.consumed
+        return 0

@@ -31,6 +31,7 @@ from vmwrapper.hypervisor.qemu.window import LARGE_BYTES, Window
 _BLOCK_BYTES = 64 * 1024  # transfer.sh reads blocks of this size
 _EXCERPT = 100
 _CHANGED_STATUS = 4
+_SLOWEST_CHECK_BYTES_PER_S = 2e6
 
 RunScript = Callable[[Sequence[str], bytes, asyncio.Event], Awaitable[CommandResult]]
 """See `Agent.run_script`."""
@@ -78,7 +79,7 @@ class DataPort:
                 script = both.create_task(self._script_ends_well("receive", *arguments, ending=ending))
                 sent, is_whole = await self._send(nonce, ours)
                 ending.set()
-                async with self._clock.timeout(STALL_S):
+                async with self._clock.timeout(_checked_s(ours)):
                     arrived = await script
         if arrived != sent or not is_whole:
             raise TransferFailed("files were damaged on their way into the guest: the checksums differ")
@@ -137,7 +138,7 @@ class DataPort:
             large = greeting.large(announced)
             streamed = [file for number, file in enumerate(announced, 1) if number not in large]
             await self._receive_stream(streamed, checksum)
-            digest = (await self._port.line_with(nonce)).rpartition(" ")[2]
+            digest = await self._port.after(nonce, limit_s=_checked_s(streamed))
             return found, await self._window.get(nonce, large) and digest == checksum.hexdigest()
 
     async def _receive_stream(self, files: Sequence[Output], checksum: Checksum) -> None:
@@ -152,7 +153,7 @@ class DataPort:
     @asynccontextmanager
     async def _greeting(self, nonce: str) -> AsyncIterator[_Greeting]:
         """Skip to the line with the nonce. The guest's side of a window is let go, whatever happens."""
-        kind, _, window = (await self._port.line_with(nonce)).rpartition(nonce)[2].strip().partition(" ")
+        kind, _, window = (await self._port.after(nonce)).partition(" ")
         if kind not in CHECKSUMS:
             raise TransferFailed(f"the guest has only an unknown checksum: {printable(kind, limit=_EXCERPT)}")
         try:
@@ -165,6 +166,11 @@ class DataPort:
         line = await self._port.line()
         checksum.update(f"{line}\n".encode())
         return line
+
+
+def _checked_s(files: Sequence[AnyFile]) -> float:
+    """How long the guest may take to read the files once more."""
+    return STALL_S + sum(file.size for file in files) / _SLOWEST_CHECK_BYTES_PER_S
 
 
 @contextmanager
