@@ -1,13 +1,17 @@
 """For tests that run real programs: what they need, and that nothing of theirs stays behind."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
+from vmwrapper.clock import RunningClock
 from vmwrapper.folders import image_folder
+from vmwrapper.hypervisor.interface import Machine, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 
 from . import debian_disk as debian
 
@@ -27,6 +31,27 @@ def debian_disk() -> Path:
     if reason := debian.missing():
         pytest.skip(reason)
     return debian.debian_disk()
+
+
+@pytest_asyncio.fixture
+async def machine(default_image: Path, tmp_path: Path) -> AsyncIterator[Machine]:
+    """A machine with the default guest, which takes commands; its scratch disk of 64 MiB is not yet made."""
+    directory = tmp_path / "machine"
+    directory.mkdir()
+    hypervisor = QemuHypervisor()
+    assert (await hypervisor.probe()).usable
+    spec = MachineSpec(
+        identity=MachineIdentity("test", "machine", str(directory)),
+        image=default_image,
+        directory=directory,
+        memory_mib=256,
+        cpus=1,
+        scratch_mib=64,
+    )
+    async with hypervisor.machine(spec, RunningClock()) as machine:
+        await machine.power_on()
+        await machine.guest.ready(limit_s=60)
+        yield machine
 
 
 @pytest.fixture(autouse=True)

@@ -4,43 +4,24 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError, OutputChanged, TransferFailed
-from vmwrapper.folders import image_folder
 from vmwrapper.guest.launcher import Launcher
-from vmwrapper.hypervisor.interface import MIB, Guest, MachineIdentity, MachineSpec
-from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
+from vmwrapper.hypervisor.interface import MIB, Guest, Machine
 
-pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("default_image"), pytest.mark.asyncio]
+pytestmark = [pytest.mark.qemu, pytest.mark.asyncio]
 
 SIZE = 40 * MIB + 77
 
 
 @pytest_asyncio.fixture
-async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
-    directory = tmp_path / "machine"
-    directory.mkdir()
-    hypervisor = QemuHypervisor()
-    assert (await hypervisor.probe()).usable
-    spec = MachineSpec(
-        identity=MachineIdentity("test", "window", str(directory)),
-        image=image_folder() / "default.vmguest",
-        directory=directory,
-        memory_mib=256,
-        cpus=1,
-        scratch_mib=64,
-    )
-    async with hypervisor.machine(spec, RunningClock()) as machine:
-        await machine.power_on()
-        await machine.guest.ready(limit_s=60)
-        await Launcher(machine.guest, datadir="/data", user="root").prepare(scratch=True)
-        yield machine.guest
+async def guest(machine: Machine) -> Guest:
+    await Launcher(machine.guest, datadir="/data", user="root").prepare(scratch=True)
+    return machine.guest
 
 
 @pytest.fixture
