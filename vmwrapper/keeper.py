@@ -16,7 +16,7 @@ from vmwrapper.errors import GuestPanicked, GuestPoweredOff, HostDiskFailed, Mac
 from vmwrapper.hypervisor.interface import Machine
 from vmwrapper.job.model import Task
 from vmwrapper.progress import Progress
-from vmwrapper.shell.door import Door
+from vmwrapper.shell.server import ShellServer
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +50,26 @@ class Keeper:
 
         It ends by an error, which comes out after that as it was, and after its last task. `folder` is the machine's.
         """
-        door = Door(machine.guest, folder, home=task.datadir)
+        server = ShellServer(machine.guest, folder, home=task.datadir)
 
         async def keep() -> None:
             self._keeping = True
             progress.activity = "kept"
             _keep_console(machine, folder)
-            log.info(_KEPT, task.innerjob, _ways_in(folder, door), folder / CONSOLE_FILE, os.getpid())
+            log.info(_KEPT, task.innerjob, _ways_in(folder, server), folder / CONSOLE_FILE, os.getpid())
             try:
-                async with beside(*([] if door.refusal else [machine.watch()])):
+                async with beside(*([] if server.refusal else [machine.watch()])):
                     await self._enough.wait()
             except VmwrapperError as error:
                 log.warning("The kept machine ended by itself: %s", error)
 
-        async with beside(door.answer()):
+        async with beside(server.answer()):
             try:
                 yield
             except VmwrapperError as error:
                 log.error("%s", error)  # noqa: TRY400  (its traceback comes out with it)
                 if isinstance(error, _GUEST_IS_GONE):
-                    door.refusal = f"there is no guest any more: {error}"
+                    server.refusal = f"there is no guest any more: {error}"
                 await keep()
                 raise
             if is_last:
@@ -83,7 +83,7 @@ def _keep_console(machine: Machine, folder: Path) -> None:
         log.warning("can't write the console's end into %s: %s", folder, error.strerror)
 
 
-def _ways_in(folder: Path, door: Door) -> str:
-    if door.refusal:
+def _ways_in(folder: Path, server: ShellServer) -> str:
+    if server.refusal:
         return "The guest is gone: only its console and its disks are left"
     return f"Look into it from another terminal: vmwrapper shell {shlex.quote(str(folder.parent))}"

@@ -79,7 +79,6 @@ class Episode:
             async with hypervisor.machine(spec, self._run_state.clock) as machine:
                 log.info("Machine created: %d MiB, %d CPU(s)", task.memory_mib, task.cpus)
                 progress.follow(machine.cpu_time_s)
-                kept = self._keeper.kept(task, machine, directory, progress, is_last=is_last)
                 run = TaskRun(
                     resolved,
                     machine,
@@ -87,7 +86,9 @@ class Episode:
                     progress=progress,
                     boot_limit_s=self._options.boot_limit_s,
                 )
-                await run.run(kept=kept if self._options.keep else None)
+                keep = self._options.keep
+                kept = self._keeper.kept(task, machine, directory, progress, is_last=is_last) if keep else None
+                await run.run(kept=kept)
 
     async def _obey(self) -> NoReturn:
         """Do what the client wants, at any moment."""

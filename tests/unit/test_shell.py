@@ -21,7 +21,6 @@ from vmwrapper.errors import GuestError, HostDiskFailed, NobodyThere, TransferFa
 from vmwrapper.hostile import shown
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
 from vmwrapper.shell.client import Session
-from vmwrapper.shell.door import _END, _RUN, Door
 from vmwrapper.shell.protocol import (
     LINE_LIMIT_BYTES,
     Answer,
@@ -34,6 +33,7 @@ from vmwrapper.shell.protocol import (
     encoded,
     listening,
 )
+from vmwrapper.shell.server import _END, _RUN, ShellServer
 
 texts = st.text(st.characters(codec="utf-8"))
 answers = st.builds(
@@ -116,13 +116,13 @@ class TalkingGuest:
 
 
 @asynccontextmanager
-async def door(guest: TalkingGuest, slot: Path) -> AsyncIterator[Door]:
+async def server(guest: TalkingGuest, slot: Path) -> AsyncIterator[ShellServer]:
     folder = slot / ".vmwrapper"
     folder.mkdir()
-    door = Door(guest, folder, home="/home")
-    async with beside(door.answer()):
+    server = ShellServer(guest, folder, home="/home")
+    async with beside(server.answer()):
         await asyncio.sleep(0)
-        yield door
+        yield server
 
 
 async def echo(mark: str, directory: str, command: str) -> CommandResult:
@@ -131,7 +131,7 @@ async def echo(mark: str, directory: str, command: str) -> CommandResult:
 
 
 async def raw(folder: Path, words: bytes) -> bytes:
-    """What the door says to words that need not be a question."""
+    """What the server says to words that need not be a question."""
 
     def say() -> bytes:
         with connected(folder) as connection:
@@ -147,7 +147,7 @@ class TestDoor:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         session = Session(tmp_path, limit_s=5)
-        async with door(TalkingGuest(echo), tmp_path):
+        async with server(TalkingGuest(echo), tmp_path):
             assert await asyncio.to_thread(session.run, "a") == 7
             assert await asyncio.to_thread(session.run, "b") == 7
         assert capfd.readouterr() == ("in /homein /home/a", "errerr")
@@ -159,7 +159,7 @@ class TestDoor:
         async def say(mark: str, directory: str, command: str) -> CommandResult:
             return CommandResult(status, said, b"")
 
-        async with door(TalkingGuest(say), tmp_path):
+        async with server(TalkingGuest(say), tmp_path):
             assert await asyncio.to_thread(Session(tmp_path, limit_s=5).run, "a") == (status if status == 5 else 255)
         assert capfd.readouterr().out == said.decode()
 
@@ -167,7 +167,7 @@ class TestDoor:
         async def refuse(mark: str, directory: str, command: str) -> CommandResult:
             raise GuestError("no \x1b[2J")
 
-        async with door(TalkingGuest(refuse), tmp_path):
+        async with server(TalkingGuest(refuse), tmp_path):
             with pytest.raises(GuestError, match="no \N{REPLACEMENT CHARACTER}"):
                 await asyncio.to_thread(Session(tmp_path, limit_s=5).run, "a")
 
@@ -178,7 +178,7 @@ class TestDoor:
             await both.wait()
             return CommandResult(0, b"", b"")
 
-        async with door(TalkingGuest(meet), tmp_path), asyncio.timeout(5):
+        async with server(TalkingGuest(meet), tmp_path), asyncio.timeout(5):
             statuses = await asyncio.gather(
                 *(asyncio.to_thread(Session(tmp_path, limit_s=5).run, "a") for _ in range(2))
             )
@@ -192,7 +192,7 @@ class TestDoor:
             return CommandResult(130, b"until then", b"")
 
         guest = TalkingGuest(sleep)
-        async with door(guest, tmp_path):
+        async with server(guest, tmp_path):
             assert await asyncio.to_thread(Session(tmp_path, limit_s=0.1).run, "a") == 130
         assert guest.signals == ["INT"]
         assert capfd.readouterr() == ("until then", "\nEnding the command after its 0.1 s\n")
@@ -203,7 +203,7 @@ class TestDoor:
             raise AssertionError
 
         guest = TalkingGuest(sleep)
-        async with door(guest, tmp_path), asyncio.timeout(5):
+        async with server(guest, tmp_path), asyncio.timeout(5):
             with connected(tmp_path / ".vmwrapper") as connection:
                 connection.sendall(encoded(Question("a", None)))
                 await asyncio.sleep(0.1)
@@ -212,23 +212,23 @@ class TestDoor:
 
     @pytest.mark.parametrize("words", [b"\n", b"[]\n", b"\xff\n", b"{}\n"])
     async def test_nonsense_is_refused(self, tmp_path: Path, words: bytes) -> None:
-        async with door(TalkingGuest(echo), tmp_path):
+        async with server(TalkingGuest(echo), tmp_path):
             assert isinstance(decoded_answer(await raw(tmp_path / ".vmwrapper", words)), Refusal)
             assert await asyncio.to_thread(Session(tmp_path, limit_s=5).run, "a") == 7
 
     @pytest.mark.parametrize("words", [b"", b"unended"])
     async def test_nobody_answers_half_a_line(self, tmp_path: Path, words: bytes) -> None:
-        async with door(TalkingGuest(echo), tmp_path):
+        async with server(TalkingGuest(echo), tmp_path):
             assert await raw(tmp_path / ".vmwrapper", words) == b""
             assert await asyncio.to_thread(Session(tmp_path, limit_s=5).run, "a") == 7
 
     async def test_the_socket_is_its_owners_only(self, tmp_path: Path) -> None:
-        async with door(TalkingGuest(echo), tmp_path):
+        async with server(TalkingGuest(echo), tmp_path):
             assert (tmp_path / ".vmwrapper/shell").stat().st_mode & 0o777 == 0o600
 
     async def test_a_folder_that_takes_no_socket_is_a_failure_of_the_host(self, tmp_path: Path) -> None:
         with pytest.raises(HostDiskFailed, match="can't make a socket"):
-            await Door(TalkingGuest(echo), tmp_path / "none", home="/").answer()
+            await ShellServer(TalkingGuest(echo), tmp_path / "none", home="/").answer()
 
 
 @contextmanager

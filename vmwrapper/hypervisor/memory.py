@@ -284,7 +284,7 @@ class MemoryGuest:
                 for path in paths:
                     self.files.pop(path, None)
                 return _DONE
-            case ["sh", "-c", _, "sh", mark, directory, command]:  # of shell/door.py
+            case ["sh", "-c", _, "sh", mark, directory, command]:  # of shell/server.py
                 done = await self._run(shlex.split(command), b"")
                 return replace(done, stdout=done.stdout + f"{mark}{directory}\n".encode())
             case ["sh", "-s", "--", verb, *arguments]:

@@ -1,4 +1,4 @@
-"""The wrapper's side: runs in its guest what those at the door want."""
+"""The wrapper's side: runs in its guest what its clients want."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ exit $status
 _END = 'read -r pid <"/run/vmwrapper-shell.$1" && kill "-$2" "-$pid"'
 
 
-class Door:
+class ShellServer:
     """Lets those who may read the folder run commands in a guest, any number at once."""
 
     def __init__(self, guest: Guest, folder: Path, *, home: str) -> None:
@@ -61,35 +61,35 @@ class Door:
     async def answer(self) -> NoReturn:
         """Let them in, until it is cancelled. Raises HostDiskFailed where the folder can't hold a socket."""
         with listening(self._folder) as listener:
-            async with asyncio.TaskGroup() as visits:
+            async with asyncio.TaskGroup() as answers:
                 while True:
-                    visitor, _ = await asyncio.get_running_loop().sock_accept(listener)
-                    visits.create_task(self._answer_one(visitor))
+                    client, _ = await asyncio.get_running_loop().sock_accept(listener)
+                    answers.create_task(self._answer_one(client))
         raise AssertionError  # they have no end
 
-    async def _answer_one(self, visitor: socket.socket) -> None:
+    async def _answer_one(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with visitor:
+        with client:
             try:
                 async with asyncio.timeout(_QUESTION_LIMIT_S):
-                    line = await _line(visitor)
-                await loop.sock_sendall(visitor, encoded(await self._answered(line, visitor)))
+                    line = await _line(client)
+                await loop.sock_sendall(client, encoded(await self._answered(line, client)))
             except OSError:  # TimeoutError is one
-                log.debug("somebody at the door went away", exc_info=True)
+                log.debug("a client went away", exc_info=True)
 
-    async def _answered(self, line: bytes, visitor: socket.socket) -> Answer | Refusal:
+    async def _answered(self, line: bytes, client: socket.socket) -> Answer | Refusal:
         if self.refusal:
             return Refusal(self.refusal)
         try:
-            return await self._run(decoded_question(line), visitor)
+            return await self._run(decoded_question(line), client)
         except (VmwrapperError, BadMessage) as error:
             return Refusal(str(error))
 
-    async def _run(self, question: Question, visitor: socket.socket) -> Answer:
+    async def _run(self, question: Question, client: socket.socket) -> Answer:
         mark = secrets.token_hex(8)
         began_in = question.directory or self._home
         argv = ["sh", "-c", _RUN, "sh", mark, began_in, question.command]
-        async with beside(self._end_when_unwanted(visitor, mark)):
+        async with beside(self._end_when_unwanted(client, mark)):
             result = await self._guest.run(argv, limit_s=_LONGEST_COMMAND_S)
         stdout, *place = result.stdout.rsplit(mark.encode(), maxsplit=1)
         ended_in = b"".join(place).decode(errors="replace").removesuffix("\n")
@@ -100,22 +100,22 @@ class Door:
             directory=ended_in or began_in,
         )
 
-    async def _end_when_unwanted(self, visitor: socket.socket, mark: str) -> None:
-        """End the command as soon as its visitor has waited long enough: first as Ctrl-C would, then for sure."""
+    async def _end_when_unwanted(self, client: socket.socket, mark: str) -> None:
+        """End the command as soon as its client has waited long enough: first as Ctrl-C would, then for sure."""
         with suppress(ConnectionError):
-            await asyncio.get_running_loop().sock_recv(visitor, 1)
+            await asyncio.get_running_loop().sock_recv(client, 1)
         for signal in ("INT", "KILL"):
             await self._guest.run(["sh", "-c", _END, "sh", mark, signal], limit_s=_ENDING_LIMIT_S)
             await asyncio.sleep(_PATIENCE_S)
         raise BadMessage("the command can't be ended: it may run on in the guest")
 
 
-async def _line(visitor: socket.socket) -> bytes:
+async def _line(client: socket.socket) -> bytes:
     """What is said until a line ends. Raises ConnectionError where it doesn't."""
     loop = asyncio.get_running_loop()
     said = bytearray()
     while not said.endswith(b"\n"):
-        part = await loop.sock_recv(visitor, LINE_LIMIT_BYTES)
+        part = await loop.sock_recv(client, LINE_LIMIT_BYTES)
         if not part or len(said) > LINE_LIMIT_BYTES:
             raise ConnectionError("the line has no end")
         said += part
