@@ -55,12 +55,20 @@ class Episode:
             job = read_job(job_file)
             backends = [await self._registry.choose(self._options.backend or task.backend) for task in job.tasks]
             suffixes = [backend.image_suffixes for backend in backends]
-            tasks = resolve_job(job, job_file, self._api.resolve, slot=self._api.slot, image_suffixes=suffixes)
+            tasks = resolve_job(
+                job,
+                job_file,
+                self._api.resolve,
+                slot=self._api.slot,
+                project_dir=self._api.project_dir,
+                image_suffixes=suffixes,
+            )
             progress = Progress([task.weight for task in job.tasks])
             async with beside(self._report(progress)):
                 for number, (task, backend) in enumerate(zip(tasks, backends, strict=True), start=1):
                     log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
                     await self._run_task(task, backend, progress, is_last=number == len(tasks))
+            self._api.report(progress.status())
 
     async def _run_task(
         self, resolved: ResolvedTask, hypervisor: Hypervisor, progress: Progress, *, is_last: bool

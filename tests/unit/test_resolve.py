@@ -1,5 +1,6 @@
 """Which files of the host a job's names stand for, and which are refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,25 @@ def slot(tmp_path: Path) -> Path:
 
 
 def resolved(slot: Path, *tags: str) -> tuple[ResolvedTask, ...]:
+    return resolved_by(slot, slot.joinpath, None, *tags)
+
+
+def resolved_by(
+    slot: Path, resolve: Callable[[str], Path | None], project_dir: Path | None, *tags: str
+) -> tuple[ResolvedTask, ...]:
+    """`resolve` may leave a name to the slot."""
     tasks = [f"<task><vm>guest</vm><innerjob>program</innerjob>{each}</task>" for each in tags]
     job_file = slot / "my.xml"
     job_file.write_text(f"<job_desc>{''.join(tasks)}</job_desc>")
     suffixes = [(".img",)] * len(tasks)
-    return resolve_job(read_job(job_file), job_file, slot.joinpath, slot=slot, image_suffixes=suffixes)
+    return resolve_job(
+        read_job(job_file),
+        job_file,
+        lambda name: resolve(name) or slot / name,
+        slot=slot,
+        project_dir=project_dir,
+        image_suffixes=suffixes,
+    )
 
 
 def test_names_are_looked_up_in_the_slot(slot: Path) -> None:
@@ -71,6 +86,51 @@ def test_what_is_refused(slot: Path, links: dict[str, str], tags: list[str], sen
         (slot / name).symlink_to(target)
     with pytest.raises(JobError, match=sentence):
         resolved(slot, *tags)
+
+
+class TestUnderTheClient:
+    """There is a project's directory, to which names lead."""
+
+    @pytest.fixture
+    def project_dir(self, slot: Path) -> Path:
+        folder = slot.parent / "project"
+        folder.mkdir()
+        for name in ("in_1", "guest_1"):
+            (folder / name).touch()
+        return folder
+
+    def test_files_may_lie_there(self, slot: Path, project_dir: Path) -> None:
+        (slot / "guest.img").unlink()
+        names = {"in": "in_1", "out": "wu_0_0", "guest.img": "guest_1"}
+        [task] = resolved_by(
+            slot,
+            lambda name: project_dir / names[name] if name in names else slot / name,
+            project_dir,
+            "<data>in</data><output>out</output>",
+        )
+        assert task.image == project_dir / "guest_1"
+        assert task.inputs == {"program": slot / "program", "in": project_dir / "in_1"}
+        assert task.outputs == {"out": project_dir / "wu_0_0"}
+
+    @pytest.mark.parametrize(
+        ("name", "tags", "sentence"),
+        [
+            ("in", "<data>in</data>", "'in' lies outside of .*slot and .*project: .*outside"),
+            ("program", "", "'program' lies outside of"),
+            ("tool.tar", "<package>tool.tar</package>", "'tool.tar' lies outside of"),
+            ("guest", "", "the base image 'guest' lies outside of"),
+            ("out", "<output>out</output>", "'out' would be written outside of"),
+        ],
+    )
+    def test_nothing_may_lie_elsewhere(
+        self, slot: Path, project_dir: Path, name: str, tags: str, sentence: str
+    ) -> None:
+        outside = slot.parent / "outside"
+        outside.touch()
+        (project_dir / "link").symlink_to(outside)
+        for place in (outside, project_dir / "link", project_dir / ".." / "outside"):
+            with pytest.raises(JobError, match=sentence):
+                resolved_by(slot, {name: place}.get, project_dir, tags)
 
 
 def test_a_missing_image_is_said_with_all_places(slot: Path) -> None:

@@ -206,10 +206,12 @@ class TestSuccess:
     def test_weights_and_cpu_time_are_told(self, client: Client) -> None:
         tasks = [task("<data>in.dat</data>", f"<weight>{weight}</weight>") for weight in (1, 3)]
         assert run(client, in_memory(computes(100)), *tasks) == 0
-        fractions = [status.fraction_done for status in client.statuses]
+        *each_second, last = client.statuses
+        fractions = [status.fraction_done for status in each_second]
         assert fractions[:100] == [0] * 100
         assert fractions[105:] == [0.25] * len(fractions[105:])
-        for second, status in enumerate(client.statuses):
+        assert (last.fraction_done, last.cpu_time_s) == (1, pytest.approx(200))
+        for second, status in enumerate(each_second):
             assert status.cpu_time_s == pytest.approx(second, abs=0.01)
         assert "running" in {status.activity for status in client.statuses}
 

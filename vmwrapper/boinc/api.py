@@ -42,6 +42,10 @@ class AppApi(Protocol):
     def project(self) -> str: ...
 
     @property
+    def project_dir(self) -> Path | None:
+        """Beside the slot the only place where the job's files may lie; None where that may be anywhere."""
+
+    @property
     def result_name(self) -> str: ...
 
     def resolve(self, logical_name: str) -> Path:

@@ -1,21 +1,18 @@
 """The app API without a client: a person runs the job at a desk."""
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from vmwrapper.boinc.api import Request, Status
-from vmwrapper.errors import HostDiskFailed, SlotBusy, VmwrapperError
+from vmwrapper.boinc.slot_lock import slot_lock
+from vmwrapper.errors import VmwrapperError
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = "boinc_lockfile"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -23,6 +20,7 @@ class Standalone:
     """See `AppApi`. Logical names are names of files in `slot`; Ctrl-C and SIGTERM are requests to quit."""
 
     project = "standalone"
+    project_dir = None
 
     def __init__(self, slot: Path, *, result_name: str, show: Callable[[Status], None]) -> None:
         """`show` is called with each status."""
@@ -37,28 +35,8 @@ class Standalone:
 
     @asynccontextmanager
     async def episode(self) -> AsyncIterator[None]:
-        with self._locked(), self._signals():
+        with slot_lock(self.slot), self._signals():
             yield
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the slot's lock, which the kernel releases with the process."""
-        path = self.slot / LOCK_FILE
-        try:
-            lock = path.open("wb")
-        except OSError as error:
-            raise HostDiskFailed(f"can't write into the job's directory: {error.strerror}: {path}") from error
-        with lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SlotBusy(f"another vmwrapper is at work in {self.slot}") from error
-            if not _is_same_file(lock, path):  # its owner unlinked it between our opening and our locking
-                raise SlotBusy(f"another vmwrapper has just ended in {self.slot}: try again")
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -91,10 +69,3 @@ class Standalone:
             return 0
         log.error("%s", error)
         return error.exit_status
-
-
-def _is_same_file(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -27,24 +27,51 @@ class ResolvedTask:
     """Everything that is copied out, by its name in the guest: outputs, standard output and error. Links followed."""
 
 
-def resolve_job(
-    job: Job, path: Path, resolve: Resolve, *, slot: Path, image_suffixes: Sequence[Sequence[str]]
-) -> tuple[ResolvedTask, ...]:
-    """Find the files of all tasks. `path` is the job file's own, for messages; outputs must lie below `slot`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Folders:
+    """Where a job's files may lie. Links are followed, here and in what is asked."""
 
-    `image_suffixes` has for each task how the names of images end that its backend runs.
+    slot: Path
+    project_dir: Path | None
+
+    def __str__(self) -> str:
+        return " and ".join(str(folder) for folder in (self.slot, self.project_dir) if folder)
+
+    def have(self, file: Path) -> bool:
+        return any(file.is_relative_to(folder) for folder in (self.slot, self.project_dir) if folder)
+
+    def may_give(self, file: Path) -> bool:
+        """Whether a guest may be shown it: by hand, that is for the person to say."""
+        return self.project_dir is None or self.have(file)
+
+
+def resolve_job(  # noqa: PLR0913  (each of another kind)
+    job: Job,
+    path: Path,
+    resolve: Resolve,
+    *,
+    slot: Path,
+    project_dir: Path | None = None,
+    image_suffixes: Sequence[Sequence[str]],
+) -> tuple[ResolvedTask, ...]:
+    """Find the files of all tasks. `path` is the job file's own, for messages.
+
+    Outputs must lie below `slot` or `project_dir`; where there is such a one, everything else must, too, but the
+    default guest, which comes with us. `image_suffixes` has for each task how the names of images end that its backend
+    runs.
     Raises BadJobFile that names everything that is missing.
     """
-    slot = real(slot)
+    folders = _Folders(slot=real(slot), project_dir=real(project_dir) if project_dir else None)
     problems = Problems(path)
     written: dict[Path, str] = {}
     tasks = []
     for task, suffixes in zip(job.tasks, image_suffixes, strict=True):
         resolved = _task(task, resolve, suffixes, problems)
-        _check_inputs(resolved, slot, written, problems)
-        _check_outputs(resolved, slot, written, problems)
+        _check_image(resolved, folders, problems)
+        _check_inputs(resolved, folders, written, problems)
+        _check_outputs(resolved, folders, written, problems)
         tasks.append(resolved)
-    _check_kept(tasks, real(path), slot, problems)
+    _check_kept(tasks, real(path), folders.slot, problems)
     problems.raise_if_any()
     return tuple(tasks)
 
@@ -67,30 +94,38 @@ def _task(task: Task, resolve: Resolve, image_suffixes: Sequence[str], problems:
     )
 
 
-def _check_inputs(resolved: ResolvedTask, slot: Path, written: Collection[Path], problems: Problems) -> None:
+def _check_image(resolved: ResolvedTask, folders: _Folders, problems: Problems) -> None:
+    task, image = resolved.task, real(resolved.image)
+    if task.vm != DEFAULT_IMAGE and _is_file(image) and not folders.may_give(image):
+        problems.add(task.line, f"the base image {task.vm!r} lies outside of {folders}: {image}")
+
+
+def _check_inputs(resolved: ResolvedTask, folders: _Folders, written: Collection[Path], problems: Problems) -> None:
     """`written` are the files that earlier tasks make."""
     for name, file in {**resolved.inputs, **resolved.packages}.items():
-        if _is_own(real(file), slot):
+        if not folders.may_give(real(file)):
+            problems.add(resolved.task.line, f"the input {name!r} lies outside of {folders}: {real(file)}")
+        elif _is_own(real(file), folders.slot):
             problems.add(resolved.task.line, f"the input {name!r} is one of the wrapper's own files: {real(file)}")
         elif not _is_file(file) and real(file) not in written:
             problems.add(resolved.task.line, f"the input {name!r} is missing: no file {file}")
 
 
-def _check_outputs(resolved: ResolvedTask, slot: Path, written: dict[Path, str], problems: Problems) -> None:
+def _check_outputs(resolved: ResolvedTask, folders: _Folders, written: dict[Path, str], problems: Problems) -> None:
     """`written` maps the files of earlier outputs to their names; this task's are added."""
     for name, file in resolved.outputs.items():
-        if problem := _output_problem(file, slot, written.get(file)):
+        if problem := _output_problem(file, folders, written.get(file)):
             problems.add(resolved.task.line, f"the output {name!r} {problem}")
         written[file] = name
 
 
-def _output_problem(file: Path, slot: Path, written_as: str | None) -> str | None:
+def _output_problem(file: Path, folders: _Folders, written_as: str | None) -> str | None:
     """What is wrong with writing an output to a file, as the end of a sentence."""
-    if not file.is_relative_to(slot):
-        return f"would be written outside of {slot}"
+    if not folders.have(file):
+        return f"would be written outside of {folders}"
     if written_as is not None:
         return f"would be written to the same file as {written_as!r}: {file}"
-    if _is_own(file, slot):
+    if _is_own(file, folders.slot):
         return f"would overwrite one of the wrapper's own files: {file}"
     if not _is_folder(file.parent):
         return f"has no directory to go to: no {file.parent}"
@@ -154,9 +189,9 @@ def find_image(name: str, resolve: Resolve, suffixes: Sequence[str]) -> Path | N
 
 
 def _image_candidates(name: str, resolve: Resolve, suffixes: Sequence[str]) -> Iterator[Path]:
-    for place in _image_places(name, resolve):
-        yield place
-        yield from (Path(f"{place}{suffix}") for suffix in suffixes)
+    names = [name + suffix for suffix in ("", *suffixes)]
+    yield from (resolve(each) for each in names if name != DEFAULT_IMAGE)
+    yield from (image_folder() / each for each in names)
 
 
 def _image_places(name: str, resolve: Resolve) -> list[Path]:
