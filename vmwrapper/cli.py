@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper import __version__
+from vmwrapper.boinc.client import Client
+from vmwrapper.boinc.init_data import INIT_DATA_FILE
 from vmwrapper.boinc.standalone import Standalone
 from vmwrapper.errors import EXIT_INIT_FAILURE, EXIT_INTERRUPTED, JobFileMissing, VmwrapperError
 from vmwrapper.folders import image_folder
@@ -153,13 +156,17 @@ def _seconds(text: str) -> float:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    registry = Registry(all_hypervisors())
+    options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit, keep=chosen.keep)
+    if chosen.job_file is None and os.path.lexists(INIT_DATA_FILE):
+        api = Client(Path())
+        return run_episode(api.resolve(str(_job_file_here())), api, registry, options)
     job_file = (chosen.job_file or _job_file_here()).absolute()
     if not job_file.parent.is_dir():
         raise JobFileMissing(f"there is no job file {job_file}")
-    options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit, keep=chosen.keep)
     with progress_display() as show:
-        api = Standalone(job_file.parent, result_name=job_file.stem, show=show)
-        return run_episode(job_file, api, Registry(all_hypervisors()), options)
+        standalone = Standalone(job_file.parent, result_name=job_file.stem, show=show)
+        return run_episode(job_file, standalone, registry, options)
 
 
 def _shell(chosen: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@
     └── TemporaryFailure           75  may succeed later: under the client a temporary exit
         ├── NoUsableHypervisor
         ├── SlotBusy
+        ├── ClientUnreachable          the BOINC client is there, and what it left for us can't be used
         ├── NobodyThere                nobody has a machine to look into
         ├── MachineExited              the hypervisor's process ended by itself
         ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
@@ -96,14 +97,27 @@ class TemporaryFailure(VmwrapperError):
     """Trying again later, on this host, may succeed."""
 
     exit_status = EXIT_TEMPORARY
+    retry_after_s = 60
+    """The client gives a task up after a hundred temporary exits without a checkpoint."""
+    concerns_volunteer = False
+    """Whether the client shows it to its user as a notice."""
 
 
 class NoUsableHypervisor(TemporaryFailure):
     """No hypervisor on this host can run the job; the message says what to install."""
 
+    retry_after_s = 3600
+    concerns_volunteer = True
+
 
 class SlotBusy(TemporaryFailure):
     """Another wrapper works in this directory."""
+
+    retry_after_s = 600
+
+
+class ClientUnreachable(TemporaryFailure):
+    """There is a BOINC client, but no way to hear of its wishes; running without would make a job nobody can stop."""
 
 
 class NobodyThere(TemporaryFailure):

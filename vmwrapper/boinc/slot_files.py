@@ -1,0 +1,72 @@
+"""The files by which an app and its client talk in the slot: what a name stands for, and how the episode ended."""
+
+import os
+import re
+from pathlib import Path
+
+from vmwrapper.errors import HostDiskFailed, TemporaryFailure
+from vmwrapper.hostile import one_line
+
+FINISH_FILE = "boinc_finish_called"
+TEMPORARY_EXIT_FILE = "boinc_temporary_exit"
+
+_LONGEST_LINK = 511
+_LONGEST_REASON_BYTES = 200  # source: BOINC's client/app_control.cpp, temporary_exit_file_present: a line of 255
+_LINK = re.compile(rb"<soft_link>(.*?)</soft_link>")
+_ENTITY = re.compile(rb"&(?:(lt|gt|amp|quot|apos)|#(\d{1,3}));")
+_ENTITIES = {b"lt": b"<", b"gt": b">", b"amp": b"&", b"quot": b'"', b"apos": b"'"}
+
+
+def resolve(slot: Path, logical_name: str) -> Path:
+    """The file that a logical name stands for, absolute where `slot` is; neither need exist.
+
+    Source: BOINC's lib/app_ipc.cpp, boinc_resolve_filename.
+    """
+    path = slot / logical_name
+    try:
+        if path.is_symlink() or not path.is_file():
+            return path
+        with path.open("rb") as file:
+            line = file.readline(_LONGEST_LINK)
+    except OSError:
+        return path
+    link = _LINK.search(line)
+    return slot / os.fsdecode(_unescaped(link[1].strip())) if link else path
+
+
+def _unescaped(text: bytes) -> bytes:
+    """The opposite of xml_escape in BOINC's lib/str_util.cpp, which writes a byte above 127 as its number."""
+    return _ENTITY.sub(lambda entity: _ENTITIES[entity[1]] if entity[1] else bytes([int(entity[2]) & 0xFF]), text)
+
+
+def write_finish(slot: Path) -> None:
+    """Say that the job is done, which an exit status of 0 alone does not say. Raises HostDiskFailed."""
+    _write_durably(slot / FINISH_FILE, b"0\n")
+
+
+def write_temporary_exit(slot: Path, error: TemporaryFailure) -> None:
+    """Ask for another start after the error's delay, with its reason. Raises HostDiskFailed."""
+    reason = one_line(str(error)).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
+    notice = "notice\n" if error.concerns_volunteer else ""
+    _write_durably(slot / TEMPORARY_EXIT_FILE, f"{error.retry_after_s}\n{reason}\n{notice}".encode())
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".vmwrapper-{path.name}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise HostDiskFailed(f"can't write {path}: {error.strerror}") from error
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
