@@ -34,6 +34,11 @@ def resolve(slot: Path, logical_name: str) -> Path:
     return slot / os.fsdecode(_unescaped(link[1].strip())) if link else path
 
 
+def is_soft_link(path: Path) -> bool:
+    """Whether the name of this file would stand for another: a guest's output that did could become any file."""
+    return resolve(path.parent, path.name) != path
+
+
 def _unescaped(text: bytes) -> bytes:
     """The opposite of xml_escape in BOINC's lib/str_util.cpp, which writes a byte above 127 as its number."""
     return _ENTITY.sub(lambda entity: _ENTITIES[entity[1]] if entity[1] else bytes([int(entity[2]) & 0xFF]), text)
