@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
-INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs
+INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs boinc-client
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -54,9 +54,10 @@ qemu:
 	else echo "QEMU is missing. As root: $(INSTALL_QEMU)"; exit 1; fi
 
 test-tools:
-	@command -v mmdebstrap >/dev/null && command -v grub-mkimage >/dev/null && test -d /usr/lib/grub/i386-pc || \
+	@command -v mmdebstrap >/dev/null && command -v grub-mkimage >/dev/null && test -d /usr/lib/grub/i386-pc && \
+	command -v boinc >/dev/null || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
-	else echo "Tests with a Debian disk will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
+	else echo "Tests with a Debian disk or the BOINC client will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
 
 image: $(BIN)/.ready
 	@$(BIN)/vmwrapper image build

@@ -1,0 +1,44 @@
+"""For tests with real peers: what they need, and that nothing of theirs stays behind."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vmwrapper.folders import image_folder
+
+from .boinc_client import BoincClient
+from .project_server import ProjectServer, project_server
+
+
+@pytest.fixture
+def default_image() -> Path:
+    image = image_folder() / "default.vmguest"
+    if shutil.which("qemu-system-x86_64") is None or not image.exists():
+        pytest.skip("needs QEMU and the default guest: make setup")
+    return image
+
+
+@pytest.fixture
+def server() -> Iterator[ProjectServer]:
+    with project_server() as running:
+        yield running
+
+
+@pytest.fixture
+def client(tmp_path: Path, server: ProjectServer) -> Iterator[BoincClient]:
+    """Fails a test after which a process is left."""
+    if shutil.which("boinc") is None or shutil.which("boinccmd") is None:
+        pytest.skip("needs the BOINC client: apt-get install boinc-client")
+    peer = BoincClient(tmp_path, server)
+    try:
+        yield peer
+    finally:
+        peer.stop()
+        left = peer.processes()
+        for process in left:
+            process.kill()  # so that only this test fails
+        psutil.wait_procs(left, timeout=5)
+    assert left == []
