@@ -17,7 +17,7 @@ run: setup  ## run examples/job.xml in a virtual machine
 	@cat examples/hubble.out
 
 test: setup test-tools $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
-	$(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
+	$(BIN)/pytest $(addprefix --require=,$(REQUIRE))
 
 fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -m fuzz

@@ -168,9 +168,9 @@ class TaskRun:
             arriving = {name: names.enter_context(_unfinished(path)) for name, path in outputs.items()}
             kinds = await self._machine.guest.get(self._task.datadir, arriving, limit_bytes=limit_bytes)
             regular = [name for name, kind in kinds.items() if kind is FileKind.REGULAR]
-            if links := [name for name in regular if is_soft_link(arriving[name])]:
+            if links := [name for name in regular if name in self._resolved.unlinked and is_soft_link(arriving[name])]:
                 listed = ", ".join(some_of(links))
-                raise ProgramFailed(f"{self._task.innerjob} left a BOINC <soft_link> as {listed}: no output may be one")
+                raise ProgramFailed(f"{self._task.innerjob} left a BOINC <soft_link> as {listed}, in the client's slot")
             await to_thread_and_back(_put_in_place, {arriving[name]: outputs[name] for name in regular})
         if missing := [_described(name, kind) for name, kind in kinds.items() if kind is not FileKind.REGULAR]:
             listed = ", ".join(some_of(missing))

@@ -25,6 +25,8 @@ class ResolvedTask:
     """What is installed in the guest, by its name in the job file."""
     outputs: Mapping[str, Path]
     """Everything that is copied out, by its name in the guest: outputs, standard output and error. Links followed."""
+    unlinked: frozenset[str] = frozenset()
+    """Outputs that a client will look for, another time, under their own names in the slot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ def resolve_job(  # noqa: PLR0913  (each of another kind)
     written: dict[Path, str] = {}
     tasks = []
     for task, suffixes in zip(job.tasks, image_suffixes, strict=True):
-        resolved = _task(task, resolve, suffixes, problems)
+        resolved = _task(task, resolve, suffixes, folders, problems)
         _check_image(resolved, folders, problems)
         _check_inputs(resolved, folders, written, problems)
         _check_outputs(resolved, folders, written, problems)
@@ -81,16 +83,22 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _task(task: Task, resolve: Resolve, image_suffixes: Sequence[str], problems: Problems) -> ResolvedTask:
+def _task(
+    task: Task, resolve: Resolve, image_suffixes: Sequence[str], folders: _Folders, problems: Problems
+) -> ResolvedTask:
     image = find_image(task.vm, resolve, image_suffixes)
     if image is None:
         problems.add(task.line, f"there is no base image {task.vm!r}: {_why_no_image(task.vm, resolve)}")
+    names = filter(None, (*task.output, task.stdout, task.stderr))
+    outputs = {name: real(resolve(name)) for name in names}
+    unlinked = [name for name, file in outputs.items() if folders.project_dir and file == folders.slot / name]
     return ResolvedTask(
         task=task,
         image=image or Path(),
         inputs={name: resolve(name) for name in filter(None, (task.innerjob, *task.data, task.stdin))},
         packages={name: resolve(name) for name in task.packages},
-        outputs={name: real(resolve(name)) for name in filter(None, (*task.output, task.stdout, task.stderr))},
+        outputs=outputs,
+        unlinked=frozenset(unlinked),
     )
 
 
