@@ -37,7 +37,9 @@ class RequiredMarkers:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell starts us deaf to Ctrl-C
+    # In the background a shell starts us deaf to Ctrl-C, and nohup to a closed terminal; what we start must hear both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hypothesis.settings.register_profile("unhurried", deadline=None)  # no test is timed
     hypothesis.settings.load_profile("unhurried")
     if markers := config.getoption("--require"):
