@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _SETTINGS = settings(
-    max_examples=int(os.environ.get("FUZZ", "1000")),
+    max_examples=int(os.environ.get("FUZZ", "600")),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
