@@ -20,6 +20,14 @@ class Request(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """How much has been computed."""
+
+    floating_point: float
+    integer: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """What the client is told once a second."""
 
@@ -29,6 +37,15 @@ class Status:
     """Total over all episodes."""
     activity: str
     """What is being done just now, for a person."""
+    checkpoint_cpu_time_s: float = 0.0
+    """The CPU time at the last checkpoint: whenever it changes, the client takes it for a new one."""
+    want_network: bool = False
+    working_set_bytes: int | None = None
+    """Memory of the wrapper and its machine that is in RAM."""
+    other_pid: int | None = None
+    """A hypervisor's process that is not our descendant. The client kills it when we exit; never 0 or less."""
+    operations: Operations | None = None
+    """What the program says that it has computed so far, over all episodes."""
 
 
 class AppApi(Protocol):
