@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from vmwrapper.boinc.elements import unescaped
 from vmwrapper.errors import HostDiskFailed, TemporaryFailure
 from vmwrapper.hostile import one_line
 
@@ -13,8 +14,6 @@ TEMPORARY_EXIT_FILE = "boinc_temporary_exit"
 _LONGEST_LINK = 511
 _LONGEST_REASON_BYTES = 200  # source: BOINC's client/app_control.cpp, temporary_exit_file_present: a line of 255
 _LINK = re.compile(rb"<soft_link>(.*?)</soft_link>")
-_ENTITY = re.compile(rb"&(?:(lt|gt|amp|quot|apos)|#(\d{1,3}));")
-_ENTITIES = {b"lt": b"<", b"gt": b">", b"amp": b"&", b"quot": b'"', b"apos": b"'"}
 
 
 def resolve(slot: Path, logical_name: str) -> Path:
@@ -31,17 +30,12 @@ def resolve(slot: Path, logical_name: str) -> Path:
     except OSError:
         return path
     link = _LINK.search(line)
-    return slot / os.fsdecode(_unescaped(link[1].strip())) if link else path
+    return slot / os.fsdecode(unescaped(link[1].strip())) if link else path
 
 
 def is_soft_link(path: Path) -> bool:
     """Whether the name of this file would stand for another: a guest's output that did could become any file."""
     return resolve(path.parent, path.name) != path
-
-
-def _unescaped(text: bytes) -> bytes:
-    """The opposite of xml_escape in BOINC's lib/str_util.cpp, which writes a byte above 127 as its number."""
-    return _ENTITY.sub(lambda entity: _ENTITIES[entity[1]] if entity[1] else bytes([int(entity[2]) & 0xFF]), text)
 
 
 def write_finish(slot: Path) -> None:
