@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from vmwrapper.boinc.elements import unescaped
@@ -12,7 +14,11 @@ FINISH_FILE = "boinc_finish_called"
 TEMPORARY_EXIT_FILE = "boinc_temporary_exit"
 
 _LONGEST_LINK = 511
-_LONGEST_REASON_BYTES = 200  # source: BOINC's client/app_control.cpp, temporary_exit_file_present: a line of 255
+_LONGEST_REASON_BYTES = 254
+"""With its line's end 255; the rest of a longer one is taken for the next line.
+
+Source: BOINC's client/app_control.cpp, temporary_exit_file_present.
+"""
 _LINK = re.compile(rb"<soft_link>(.*?)</soft_link>")
 
 
@@ -40,30 +46,47 @@ def is_soft_link(path: Path) -> bool:
 
 def write_finish(slot: Path) -> None:
     """Say that the job is done, which an exit status of 0 alone does not say. Raises HostDiskFailed."""
-    _write_durably(slot / FINISH_FILE, b"0\n")
+    write_durably(slot / FINISH_FILE, b"0\n")
+
+
+def remove_finish(slot: Path) -> None:
+    """Take back what an earlier episode said, which the client never does. Raises HostDiskFailed."""
+    path = slot / FINISH_FILE
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise HostDiskFailed(f"can't remove {path}: {error.strerror}") from error
 
 
 def write_temporary_exit(slot: Path, error: TemporaryFailure) -> None:
     """Ask for another start after the error's delay, with its reason. Raises HostDiskFailed."""
     reason = one_line(str(error)).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
     notice = "notice\n" if error.concerns_volunteer else ""
-    _write_durably(slot / TEMPORARY_EXIT_FILE, f"{error.retry_after_s}\n{reason}\n{notice}".encode())
+    write_durably(slot / TEMPORARY_EXIT_FILE, f"{error.retry_after_s}\n{reason}\n{notice}".encode())
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file whole, so that it is there, or as it was, also after a power cut. Raises HostDiskFailed."""
     scratch = path.with_name(f".vmwrapper-{path.name}")
     try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        try:
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except OSError:
+            with suppress(OSError):
+                scratch.unlink()
+            raise
         _sync_folder(path.parent)
     except OSError as error:
         raise HostDiskFailed(f"can't write {path}: {error.strerror}") from error
 
 
 def _sync_folder(path: Path) -> None:
+    if sys.platform == "win32":  # which opens no folder
+        return
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
