@@ -51,7 +51,7 @@ class Episode:
 
     async def run(self, job_file: Path) -> None:
         """Run the whole job. Raises VmwrapperError for whatever kept it from its end."""
-        async with self._api.episode(), beside(self._obey()):
+        async with beside(self._obey()), self._api.episode():
             job = read_job(job_file)
             backends = [await self._registry.choose(self._options.backend or task.backend) for task in job.tasks]
             suffixes = [backend.image_suffixes for backend in backends]

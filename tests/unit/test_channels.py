@@ -1,6 +1,7 @@
 """Messages through the client's memory, seen from both sides."""
 
 import mmap
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmwrapper.boinc.channels import Channel, Channels, open_channels
+from vmwrapper.boinc.channels import Channel, Channels, open_channels, shared_memory
+from vmwrapper.boinc.init_data import InitData
 from vmwrapper.errors import ClientUnreachable
+
+INIT_DATA = InitData(project_dir=Path("/p"), result_name="r", shm_key=-1)
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def memory(tmp_path: Path) -> Iterator[mmap.mmap]:
 
 @pytest.fixture
 def channels(tmp_path: Path, memory: mmap.mmap) -> Iterator[Channels]:
-    with open_channels(tmp_path) as opened:
+    with open_channels(tmp_path, INIT_DATA) as opened:
         yield opened
 
 
@@ -68,5 +72,24 @@ def test_what_one_side_sends_the_other_receives(channel: Channel, text: bytes) -
 def test_without_whole_memory_the_client_is_unreachable(tmp_path: Path, size: int | None) -> None:
     if size is not None:
         (tmp_path / "boinc_mmap_file").write_bytes(bytes(size))
-    with pytest.raises(ClientUnreachable, match="boinc_mmap_file"), open_channels(tmp_path):
+    with pytest.raises(ClientUnreachable, match="boinc_mmap_file"), open_channels(tmp_path, INIT_DATA):
         pass
+
+
+class TestSharedMemory:
+    def test_it_is_a_file(self) -> None:
+        assert shared_memory(Path("/slot"), INIT_DATA, platform=sys.platform) == Path("/slot/boinc_mmap_file")
+
+    def test_on_windows_it_has_a_name(self) -> None:
+        named = InitData(project_dir=Path("/p"), result_name="r", comm_obj_name="boinc_3")
+        assert shared_memory(Path("/slot"), named, platform="win32") == "shm_boinc_3"
+
+    @pytest.mark.parametrize("shm_key", [0, 5, -2])
+    def test_older_memory_is_refused(self, shm_key: int) -> None:
+        older = InitData(project_dir=Path("/p"), result_name="r", shm_key=shm_key, comm_obj_name="boinc_3")
+        with pytest.raises(ClientUnreachable, match="api_version"):
+            shared_memory(Path("/slot"), older, platform="linux")
+
+    def test_on_windows_a_name_is_needed(self) -> None:
+        with pytest.raises(ClientUnreachable, match="name"):
+            shared_memory(Path("/slot"), INIT_DATA, platform="win32")

@@ -1,6 +1,7 @@
 """The app's side of a real client's files and memory; the test is the client's."""
 
 import asyncio
+import logging
 import mmap
 import os
 import signal
@@ -14,9 +15,13 @@ import pytest
 
 from vmwrapper.boinc.api import Request, Status
 from vmwrapper.boinc.client import Client
+from vmwrapper.boinc.exit import SIGNALS
+from vmwrapper.boinc.messages import Heartbeat
+from vmwrapper.concurrency import beside
 from vmwrapper.errors import (
     AbortRequested,
     ClientUnreachable,
+    HostDiskFailed,
     JobFileMissing,
     MachineExited,
     NoUsableHypervisor,
@@ -36,9 +41,12 @@ INIT_DATA = """\
 <shm_key>{shm_key}</shm_key>
 <wu_cpu_time>2</wu_cpu_time>
 <fraction_done_end>0.5</fraction_done_end>
+<authenticator>0123456789abcdef</authenticator>
+{more}
 </app_init_data>
 """
-CONTROL, HEARTBEAT, STATUS = 0, 4096, 5120
+CONTROL, GRAPHICS, HEARTBEAT, STATUS, TRICKLE_UP, TRICKLE_DOWN = 0, 3072, 4096, 5120, 6144, 7168
+SECRET = "0123456789abcdef"
 
 _HOLD_LOCK = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
 
@@ -73,18 +81,29 @@ def memory(slot: Path) -> Iterator[Memory]:
         yield Memory(mapped)
 
 
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A client changes what signals do for good."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
-def client(slot: Path) -> Client:
-    return Client(slot)
+def client(slot: Path) -> Iterator[Client]:
+    client = Client(slot)
+    yield client
+    client.end(QuitRequested("the test is over"))
 
 
-def begin(slot: Path, *, client_pid: int | None = None, shm_key: int = -1) -> None:
+def begin(slot: Path, *, client_pid: int | None = None, shm_key: int = -1, more: str = "") -> None:
     pid = os.getpid() if client_pid is None else client_pid
-    (slot / "init_data.xml").write_text(INIT_DATA.format(client_pid=pid, shm_key=shm_key))
+    (slot / "init_data.xml").write_text(INIT_DATA.format(client_pid=pid, shm_key=shm_key, more=more))
 
 
 def status(fraction_done: float) -> Status:
-    return Status(fraction_done=fraction_done, cpu_time_s=1.5, activity="running")
+    return Status(fraction_done=fraction_done, cpu_time_s=3.5, checkpoint_cpu_time_s=2.5, activity="running")
 
 
 def during_episode(client: Client, story: Callable[[], Coroutine[None, None, object]]) -> None:
@@ -114,6 +133,31 @@ class TestEpisode:
         (slot / "boinc_finish_called").write_text("0\n")
         during_episode(client, story)
 
+    def test_a_finish_file_that_stays_is_an_error_of_the_disk(self, client: Client, slot: Path) -> None:
+        (slot / "boinc_finish_called").mkdir()
+        with pytest.raises(HostDiskFailed, match="can't remove"):
+            during_episode(client, asyncio.Event().wait)
+
+    def test_it_leaks_no_secret(self, client: Client, memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+
+        async def story() -> None:
+            for message in (b"<reread_app_info/>", b"<suspend/><resume/>", b"<quit/>"):
+                memory.write(CONTROL, message)
+                await asyncio.sleep(0.2)
+            client.report(status(0.5))
+            await client.send_trickle_up("credit", "<x/>")
+            await asyncio.sleep(0.2)
+            seen = [repr(client), repr(client.init_data), str(vars(client)), memory.read(STATUS)]
+            assert SECRET not in str(seen)
+
+        during_episode(client, story)
+        client.end(ProgramFailed("failed"))
+        assert SECRET not in caplog.text
+        assert SECRET not in str([vars(record) for record in caplog.records])
+        assert client.init_data.authenticator is not None
+        assert client.init_data.authenticator.reveal() == SECRET
+
     @pytest.mark.parametrize("missing", ["init_data.xml", "boinc_mmap_file"])
     def test_without_a_way_to_the_client_it_does_not_begin(self, client: Client, slot: Path, missing: str) -> None:
         (slot / missing).unlink()
@@ -142,12 +186,140 @@ class TestTalking:
     def test_other_messages_are_taken_and_ignored(self, client: Client, memory: Memory) -> None:
         async def story() -> None:
             for _ in range(3):
-                memory.write(CONTROL, b"<reread_app_info/>")
+                memory.write(CONTROL, b"<network_available/>")
                 await asyncio.sleep(0.2)
             memory.write(CONTROL, b"<quit/>")
             assert await next_request(client) is Request.QUIT
 
         during_episode(client, story)
+
+    def test_one_message_may_hold_more_than_one(self, client: Client, memory: Memory) -> None:
+        async def story() -> None:
+            memory.write(CONTROL, b"<abort/><quit/> and <resume/><suspend/>")
+            requests = client.requests()
+            assert [await anext(requests) for _ in Request] == list(Request)
+
+        during_episode(client, story)
+
+    def test_a_heartbeat_tells_of_memory_and_network(self, client: Client, memory: Memory) -> None:
+        async def story() -> None:
+            assert client.heartbeat == Heartbeat()
+            memory.write(HEARTBEAT, b"<heartbeat/><wss>1.5e6</wss><max_wss>2e9</max_wss><network_suspended/>")
+            await asyncio.sleep(0.2)
+            assert client.heartbeat.max_working_set_bytes == 2e9
+            assert client.network_suspended
+            memory.write(HEARTBEAT, b"<heartbeat/>")
+            await asyncio.sleep(0.2)
+            assert client.heartbeat == Heartbeat(working_set_bytes=1.5e6, max_working_set_bytes=2e9)
+
+        during_episode(client, story)
+
+    def test_what_the_client_says_anew_is_taken(self, client: Client, slot: Path, memory: Memory) -> None:
+        async def story() -> None:
+            assert client.init_data.checkpoint_period_s == 300
+            for more, period_s in (("<checkpoint_period>60</checkpoint_period>", 60), ("", 300)):
+                begin(slot, more=more)
+                memory.write(CONTROL, b"<reread_app_info/>")
+                await asyncio.sleep(0.2)
+                assert client.init_data.checkpoint_period_s == period_s
+
+        during_episode(client, story)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            None,
+            "<app_init_data><project_dir>/boinc/projects/P</project_dir>",
+            INIT_DATA.format(client_pid=os.getpid(), shm_key=-1, more="").replace("wu1_0", "wu2_0"),
+            INIT_DATA.format(client_pid=os.getpid(), shm_key=-1, more="").replace("projects/P", "projects/Q"),
+            INIT_DATA.format(client_pid=1, shm_key=-1, more=""),
+        ],
+    )
+    def test_what_is_unusable_or_of_another_job_is_not(
+        self, client: Client, slot: Path, memory: Memory, content: str | None
+    ) -> None:
+        async def story() -> None:
+            before = client.init_data
+            (slot / "init_data.xml").unlink()
+            if content:
+                (slot / "init_data.xml").write_text(content)
+            memory.write(CONTROL, b"<reread_app_info/>")
+            await asyncio.sleep(0.2)
+            assert client.init_data is before
+            assert client._requests.empty()
+
+        during_episode(client, story)
+
+    def test_addresses_are_shown_one_after_the_other(self, client: Client, memory: Memory) -> None:
+        async def story() -> None:
+            client.show_web_graphics("http://localhost:1/old")
+            client.show_web_graphics("http://localhost:1/?a=1&b=2")
+            client.show_remote_desktop("localhost:5900")
+            await asyncio.sleep(0.2)
+            assert memory.read(GRAPHICS) == b"<web_graphics_url>http://localhost:1/?a=1&amp;b=2</web_graphics_url>"
+            await asyncio.sleep(0.2)
+            assert memory.read(GRAPHICS) == b"<remote_desktop_addr>localhost:5900</remote_desktop_addr>"
+            await asyncio.sleep(0.2)
+            assert memory.read(GRAPHICS) is None
+
+        during_episode(client, story)
+
+    def test_news_of_trickles_and_uploads_share_a_message(self, client: Client, slot: Path, memory: Memory) -> None:
+        async def story() -> None:
+            memory.write(TRICKLE_UP, b"unread")
+            (slot / "out").write_bytes(b"x")
+            await client.send_trickle_up("credit", "1")
+            await client.upload("out")
+            await asyncio.sleep(0.2)
+            assert memory.read(TRICKLE_UP) == b"unread"
+            await asyncio.sleep(0.2)
+            assert memory.read(TRICKLE_UP) == b"<have_new_trickle_up/>\n<have_new_upload_file/>\n"
+            await asyncio.sleep(0.2)
+            assert memory.read(TRICKLE_UP) is None
+            (slot / "boinc_ufs_out").write_text("<status>0</status>\n")
+            memory.write(TRICKLE_DOWN, b"<upload_file_status/>\n")
+            await asyncio.sleep(0.2)
+            assert client.upload_status("out") == 0
+            memory.write(TRICKLE_DOWN, b"")  # the last one was taken
+
+        during_episode(client, story)
+
+    def test_what_a_client_was_not_told_before_it_is_told_at_last(
+        self, client: Client, slot: Path, memory: Memory
+    ) -> None:
+        async def story() -> None:
+            memory.write(TRICKLE_UP, b"unread")
+            await client.send_trickle_up("credit", "1")
+            asyncio.get_running_loop().call_later(1, memory.read, TRICKLE_UP)
+
+        during_episode(client, story)
+        assert memory.read(TRICKLE_UP) == b"<have_new_trickle_up/>\n"
+
+    def test_what_an_earlier_episode_left_the_client_is_told_again(
+        self, client: Client, slot: Path, memory: Memory
+    ) -> None:
+        (slot / "trickle_up.xml").touch()
+        (slot / "boinc_ufr_out").touch()
+        during_episode(client, lambda: asyncio.sleep(0.2))
+        assert memory.read(TRICKLE_UP) == b"<have_new_trickle_up/>\n<have_new_upload_file/>\n"
+
+    def test_trickle_downs_come(self, client: Client, slot: Path, memory: Memory) -> None:
+        async def story() -> None:
+            (slot / "trickle_down_5").write_bytes(b"<x/>")
+            memory.write(TRICKLE_DOWN, b"<have_trickle_down/>\n")
+            async with asyncio.timeout(0.2):
+                assert (await anext(client.trickle_downs())).content == b"<x/>"
+
+        during_episode(client, story)
+
+    def test_what_was_said_last_is_said_whatever_happens(self, client: Client, memory: Memory) -> None:
+        async def story() -> None:
+            client.report(status(0.5))
+            raise ProgramFailed("failed")
+
+        with pytest.raises(ProgramFailed):
+            during_episode(client, story)
+        assert memory.read(STATUS) is not None
 
     def test_the_last_status_is_sent_as_soon_as_the_client_reads(self, client: Client, memory: Memory) -> None:
         async def story() -> None:
@@ -157,8 +329,8 @@ class TestTalking:
             client.report(status(0.8))
             await asyncio.sleep(0.2)
             assert memory.read(STATUS) == (
-                b"<current_cpu_time>1.500000e+00</current_cpu_time>\n"
-                b"<checkpoint_cpu_time>2.000000e+00</checkpoint_cpu_time>\n"
+                b"<current_cpu_time>3.500000e+00</current_cpu_time>\n"
+                b"<checkpoint_cpu_time>2.500000e+00</checkpoint_cpu_time>\n"
                 b"<fraction_done>2.500000e-01</fraction_done>\n"
             )
             await asyncio.sleep(0.2)
@@ -190,6 +362,24 @@ class TestTalking:
             return asyncio.get_running_loop().time()
 
         assert simulated_time.run(episode()) == pytest.approx(2, abs=0.2)
+
+    @pytest.mark.parametrize("request_", [Request.QUIT, Request.ABORT])
+    def test_once_the_job_is_done_no_request_undoes_it(self, client: Client, memory: Memory, request_: Request) -> None:
+        memory.write(STATUS, b"unread")
+
+        async def obey() -> None:
+            async for _ in client.requests():
+                raise QuitRequested("too late")
+
+        async def episode() -> None:
+            async with beside(obey()), client.episode():
+                client.report(status(1))
+                asyncio.get_running_loop().call_later(1, memory.write, CONTROL, f"<{request_.value}/>".encode())
+                asyncio.get_running_loop().call_later(1, os.kill, os.getpid(), signal.SIGTERM)
+
+        simulated_time.run(episode())
+        assert client.end(None) == 0
+        assert (client.slot / "boinc_finish_called").exists()
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_is_a_request_to_quit(self, client: Client, number: signal.Signals) -> None:
@@ -245,12 +435,12 @@ class TestLock:
             with pytest.raises(SlotBusy, match="Waiting to acquire slot directory lock") as caught:
                 async with client.episode():
                     pass
-            assert asyncio.get_running_loop().time() == 35
+            assert asyncio.get_running_loop().time() == pytest.approx(35)
             assert client.end(caught.value) == 0
 
         with self.other_wrapper(slot):
             simulated_time.run(episode())
-        said = "Waiting to acquire slot directory lock. Another instance may be running."
+        said = "Waiting to acquire slot directory lock.  Another instance may be running."
         assert (slot / "boinc_temporary_exit").read_text() == f"600\n{said}\n"
         assert (slot / "boinc_lockfile").exists()
 
@@ -264,6 +454,46 @@ class TestLock:
         simulated_time.run(episode())
         assert client.end(None) == 0
         assert not (slot / "boinc_lockfile").exists()
+
+    @pytest.mark.parametrize("want", [b"<quit/>", b"<abort/>", signal.SIGTERM])
+    def test_who_waits_for_it_obeys(
+        self, client: Client, slot: Path, memory: Memory, want: bytes | signal.Signals
+    ) -> None:
+        said: set[str] = set()
+
+        async def obey() -> None:
+            async for request in client.requests():
+                raise {Request.QUIT: QuitRequested, Request.ABORT: AbortRequested}[request]("stop")
+
+        def ask() -> None:
+            if isinstance(want, bytes):
+                memory.write(CONTROL, want)
+            else:
+                os.kill(os.getpid(), want)
+
+        async def episode() -> None:
+            asyncio.get_running_loop().call_later(10, ask)
+            try:
+                async with beside(obey()), client.episode():
+                    raise AssertionError
+            finally:
+                assert asyncio.get_running_loop().time() == pytest.approx(10, abs=0.11)
+                said.update(path.name for path in slot.iterdir())
+
+        (slot / "boinc_finish_called").touch()
+        with self.other_wrapper(slot), pytest.raises((QuitRequested, AbortRequested)):
+            simulated_time.run(episode())
+        assert said == {"init_data.xml", "boinc_mmap_file", "boinc_lockfile", "boinc_finish_called"}
+
+    def test_who_waits_for_it_is_suspended(self, client: Client, slot: Path, memory: Memory) -> None:
+        async def episode() -> None:
+            asyncio.get_running_loop().call_later(10, memory.write, CONTROL, b"<suspend/>")
+            asyncio.get_running_loop().call_later(20, self.leave, other, slot)
+            async with client.episode():
+                assert await next_request(client) is Request.SUSPEND
+
+        with self.other_wrapper(slot) as other:
+            simulated_time.run(episode())
 
     def leave(self, other: subprocess.Popen[bytes], slot: Path) -> None:
         (slot / "boinc_lockfile").unlink()
@@ -297,6 +527,8 @@ class TestEnd:
         self, tmp_path: Path, error: VmwrapperError | None, exit_status: int, files: dict[str, str]
     ) -> None:
         assert Client(tmp_path).end(error) == exit_status
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)  # too late
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
     def test_what_cant_be_said_has_us_started_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

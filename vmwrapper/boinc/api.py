@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from vmwrapper.boinc.init_data import InitData
 from vmwrapper.errors import VmwrapperError
 
 
@@ -49,33 +50,76 @@ class Status:
 
 
 class AppApi(Protocol):
-    """One episode's view of its client. As a context manager it holds the slot's lock; entering raises SlotBusy."""
+    """One episode's view of its client.
+
+    What the client told of the job is known inside the episode; before it only `slot`, `resolve`, `requests` and `end`
+    may be used.
+    """
 
     @property
     def slot(self) -> Path:
         """The slot directory, absolute."""
 
     @property
-    def project(self) -> str: ...
+    def init_data(self) -> InitData:
+        """What the client says of the job, the host and the volunteer's wishes, as of now.
+
+        It changes as a whole when the client says it anew; what names the job and the client stays.
+        Source: BOINC's lib/app_ipc.cpp.
+        """
+
+    @property
+    def project(self) -> str:
+        """The name of the project's directory, which stands for the project's address."""
 
     @property
     def project_dir(self) -> Path | None:
         """Beside the slot the only place where the job's files may lie; None where that may be anywhere."""
 
     @property
-    def result_name(self) -> str: ...
+    def result_name(self) -> str:
+        """The task's name on the project's server, on one line."""
+
+    @property
+    def network_suspended(self) -> bool:
+        """The volunteer wants no use of the network now. As of the last second."""
 
     def resolve(self, logical_name: str) -> Path:
         """The file that a logical name stands for; it need not exist."""
 
     def episode(self) -> AbstractAsyncContextManager[None]:
-        """Hold the slot's lock and listen to the client. Raises SlotBusy where another wrapper does."""
+        """Listen to the client, and hold the slot's lock.
+
+        Entering waits up to 35 s for another wrapper of the slot to end; requests come meanwhile, and cancelling it is
+        safe. Raises SlotBusy where the other does not end, ClientUnreachable where there is no way to the client, and
+        HostDiskFailed where the slot can't be written to. Once the block was left without an error the job is done, and
+        no request comes any more.
+        """
 
     def requests(self) -> AsyncIterator[Request]:
-        """What the client wants, as it comes, without end."""
+        """What the client wants, as it comes, without end; to be asked for by one at a time, from before the episode.
+
+        The process must have ended, by way of `end`, 50 s after a request to quit or abort: then it is killed.
+        Source: BOINC's client/app_control.cpp, ACTIVE_TASK_SET::poll; api/boinc_api.cpp, handle_process_control_msg.
+        """
 
     def report(self, status: Status) -> None:
-        """Tell the client how far we are."""
+        """Tell the client how far we are, once a second or so. Only the last one counts, and none while suspended.
+
+        Source: BOINC's client/app_control.cpp, get_app_status_msg.
+        """
+
+    async def send_trickle_up(self, variety: str, text: str) -> None:
+        """Have a message sent to the project's server while the job runs; it has been written when this returns.
+
+        `variety` (letters, digits, `_.-`) chooses who handles it there; `text` becomes the content of an XML element,
+        and has at most 1 MiB. Raises ValueError where they can't be sent, HostDiskFailed where they can't be written,
+        and TimeoutError where the client has not taken the last message within 60 s: this one is dropped, the job need
+        not care. Source: BOINC's api/boinc_api.cpp, boinc_send_trickle_up; client/cs_trickle.cpp.
+        """
 
     def end(self, error: VmwrapperError | None) -> int:
-        """Tell the client how the episode ended, None for success, and return the exit status for our process."""
+        """Tell the client how the episode ended, None for success, and return the exit status for our process.
+
+        To be called once, outside the event loop. Source: BOINC's client/app_control.cpp, handle_exited_app.
+        """

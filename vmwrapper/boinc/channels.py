@@ -1,20 +1,23 @@
 """The client's memory that it shares with an app: eight channels, each with room for one message.
 
-Source: BOINC's lib/app_ipc.h, SHARED_MEM and MSG_CHANNEL.
+Source: BOINC's lib/app_ipc.h, SHARED_MEM and MSG_CHANNEL; api/boinc_api.cpp, setup_shared_mem.
 """
 
 import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
+from vmwrapper.boinc.init_data import SHARED_BY_FILE, InitData
 from vmwrapper.errors import ClientUnreachable
 
 MMAP_FILE = "boinc_mmap_file"
+LONGEST_TEXT = 1022
+"""A channel's bytes without the flag before the text and the NUL behind it."""
 
-_CHANNEL_BYTES = 1024
-_LONGEST_TEXT = _CHANNEL_BYTES - 2  # without the flag before it and the NUL behind it
+_CHANNEL_BYTES = LONGEST_TEXT + 2
 
 
 class Channel(IntEnum):
@@ -38,7 +41,7 @@ class Channels:
 
     def send(self, channel: Channel, text: bytes) -> bool:
         """Leave a message of at most 1022 bytes there; False where the last one has not been read yet."""
-        if len(text) > _LONGEST_TEXT:
+        if len(text) > LONGEST_TEXT:
             raise ValueError(f"{len(text)} bytes are too long for a channel")
         flag = channel * _CHANNEL_BYTES
         if self._memory[flag]:
@@ -57,14 +60,42 @@ class Channels:
         return text.split(b"\0", 1)[0]
 
 
+def shared_memory(slot: Path, init_data: InitData, *, platform: str) -> Path | str:
+    """What has been shared for this app: a file, or on Windows (`platform` is win32) the name of a piece of memory.
+
+    Raises ClientUnreachable where it is neither.
+    """
+    if platform == "win32":
+        if init_data.comm_obj_name is None:
+            raise ClientUnreachable("the client does not name the memory that it shares with us")
+        return f"shm_{init_data.comm_obj_name}"
+    if init_data.shm_key != SHARED_BY_FILE:
+        raise ClientUnreachable("the client shares no file with us: the app version's <api_version> is below 6.0")
+    return slot / MMAP_FILE
+
+
 @contextmanager
-def open_channels(slot: Path) -> Iterator[Channels]:
-    """The channels to the client of this slot. Raises ClientUnreachable where it has made none."""
-    path = slot / MMAP_FILE
+def open_channels(slot: Path, init_data: InitData) -> Iterator[Channels]:
+    """The channels to the client of this slot. Raises ClientUnreachable where it has made none.
+
+    On Windows that can't be seen: nobody is heard there.
+    """
+    shared = shared_memory(slot, init_data, platform=sys.platform)
     try:
-        with path.open("r+b") as file:
-            memory = mmap.mmap(file.fileno(), len(Channel) * _CHANNEL_BYTES)
+        memory = _mapped(shared, len(Channel) * _CHANNEL_BYTES)
     except (OSError, ValueError) as error:
-        raise ClientUnreachable(f"can't share memory with the client by {path}: {error}") from error
+        raise ClientUnreachable(f"can't share memory with the client by {shared}: {error}") from error
     with memory:
         yield Channels(memory)
+
+
+if sys.platform == "win32":
+
+    def _mapped(shared: Path | str, size: int) -> mmap.mmap:
+        return mmap.mmap(-1, size, tagname=str(shared))
+
+else:
+
+    def _mapped(shared: Path | str, size: int) -> mmap.mmap:
+        with Path(shared).open("r+b") as file:
+            return mmap.mmap(file.fileno(), size)

@@ -4,19 +4,26 @@ import asyncio
 import itertools
 import logging
 import os
-import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from vmwrapper.boinc import slot_files
+import psutil
+
+from vmwrapper.boinc import messages, slot_files
 from vmwrapper.boinc.api import Request, Status
 from vmwrapper.boinc.channels import Channel, Channels, open_channels
-from vmwrapper.boinc.init_data import SHARED_BY_FILE, InitData, read_init_data
+from vmwrapper.boinc.exit import Signals, Watchdog
+from vmwrapper.boinc.init_data import InitData, read_init_data
+from vmwrapper.boinc.messages import Address, Heartbeat
 from vmwrapper.boinc.slot_lock import slot_lock
+from vmwrapper.boinc.trickles import TrickleDown, Trickles
+from vmwrapper.boinc.uploads import Uploads
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import (
+    EXIT_ABORTED_BY_CLIENT,
     ClientUnreachable,
     HostDiskFailed,
     QuitRequested,
@@ -29,25 +36,39 @@ log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 35.0
 """How long the wrapper of a client that was killed may still be about."""
+EXIT_LIMIT_S = 50.0
+"""How long we may take to end when we are asked to; after 60 s the client kills."""
 
 _POLL_S = 0.1
 _POLLS_PER_LOOK_FOR_CLIENT = 100
 _POLLS_WITHOUT_HEARTBEAT = 300
-_LAST_STATUS_S = 2.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LAST_WORDS_S = 2.0
+_EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: EXIT_ABORTED_BY_CLIENT}
 
 
 class Client:
-    """See `AppApi`. What the client told of the job is known inside the episode."""
+    """See `AppApi`. From its making on, signals do as `Signals` says; so it is made in the main thread."""
 
     _init_data: InitData
 
-    def __init__(self, slot: Path) -> None:
+    def __init__(self, slot: Path, *, exit_limit_s: float = EXIT_LIMIT_S) -> None:
+        """`exit_limit_s` after a request to quit or abort, or a signal, the process is killed unless it has ended."""
         self.slot = slot.absolute()
+        self.trickles = Trickles(self.slot)
+        self.uploads = Uploads(self.slot)
+        self._signals = Signals()
+        self._watchdog = Watchdog(exit_limit_s)
         self._held = ExitStack()
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._status: Status | None = None  # not sent yet
+        self._addresses: dict[Address, bytes] = {}  # not sent yet
+        self._heartbeat = Heartbeat()
         self._suspended = False
+        self._done = False
+
+    @property
+    def init_data(self) -> InitData:
+        return self._init_data
 
     @property
     def project(self) -> str:
@@ -61,36 +82,42 @@ class Client:
     def result_name(self) -> str:
         return self._init_data.result_name
 
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What the client said last of our memory and the network."""
+        return self._heartbeat
+
+    @property
+    def network_suspended(self) -> bool:
+        return self._heartbeat.network_suspended
+
     def resolve(self, logical_name: str) -> Path:
         return slot_files.resolve(self.slot, logical_name)
 
     @asynccontextmanager
     async def episode(self) -> AsyncIterator[None]:
-        """Source of the order: BOINC's api/boinc_api.cpp, boinc_init_options_general."""
-        with self._signals():
-            await self._lock()
-            self._init_data = read_init_data(self.slot)
-            if self._init_data.shm_key != SHARED_BY_FILE:
-                raise ClientUnreachable(
-                    "the client shares no file with us: the app version's <api_version> is below 6.0"
-                )
-            (self.slot / slot_files.FINISH_FILE).unlink(missing_ok=True)  # the client never removes a stale one
-            with open_channels(self.slot) as channels:
-                async with beside(self._listen(channels)):
-                    yield
-                    await self._last_status_sent()
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """A shutdown of the host, or Ctrl-C where a person runs the client, is a request to quit."""
+        """The client is heard first. Source: BOINC's api/boinc_api.cpp, boinc_init_options_general."""
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._requests.put_nowait, Request.QUIT)
-        try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+
+        def signalled() -> None:
+            self._watchdog.end_by(_EXIT_STATUS[Request.QUIT])
+            loop.call_soon_threadsafe(self._want, Request.QUIT)
+
+        self._watchdog.watch()
+        with self._signals.heard(signalled):
+            self._init_data = read_init_data(self.slot)
+            with open_channels(self.slot, self._init_data) as channels:
+                try:
+                    async with beside(self._converse(channels)):
+                        await self._lock()
+                        slot_files.remove_finish(self.slot)
+                        self.trickles.begin()
+                        self.uploads.begin()
+                        yield
+                        self._done = True
+                        await self._last_words_said()
+                finally:
+                    self._say(channels)  # the client also reads it when we have ended
 
     async def _lock(self) -> None:
         """Hold the slot until `end`, so that what is said there is not taken for another wrapper's."""
@@ -104,73 +131,120 @@ class Client:
         try:
             self._held.enter_context(slot_lock(self.slot))
         except SlotBusy as busy:
-            reason = "Waiting to acquire slot directory lock. Another instance may be running."
+            reason = "Waiting to acquire slot directory lock.  Another instance may be running."  # as BOINC's own
             raise SlotBusy(reason) from busy
 
-    async def _listen(self, channels: Channels) -> NoReturn:
+    async def _converse(self, channels: Channels) -> NoReturn:
         """Keep both ends talking. A message that waits for 3 minutes would have the client kill us."""
-        heard = 0
+        last_heard = 0
         for poll in itertools.count():
-            if message := channels.receive(Channel.PROCESS_CONTROL_REQUEST):
-                self._obey(message)
-            if channels.receive(Channel.HEARTBEAT):
-                heard = poll
-            if self._is_client_gone(poll, heard):
+            if self._listen(channels):
+                last_heard = poll
+            self._say(channels)
+            if self._is_client_gone(poll, last_heard):
                 log.info("The client is gone")
-                self._requests.put_nowait(Request.QUIT)
-            if self._status and not self._suspended and channels.send(Channel.APP_STATUS, self._message(self._status)):
-                self._status = None
+                self._want(Request.QUIT)
             await asyncio.sleep(_POLL_S)
         raise AssertionError  # there is no last number
 
-    def _obey(self, message: bytes) -> None:
-        for request in Request:
-            if f"<{request.value}/>".encode() in message:
+    def _listen(self, channels: Channels) -> bool:
+        """Take all that the client says; whether it was its heartbeat."""
+        if message := channels.receive(Channel.PROCESS_CONTROL_REQUEST):
+            for request in messages.requests_in(message):
                 log.debug("The client wants: %s", request.value)
-                self._suspended = request is Request.SUSPEND
-                self._requests.put_nowait(request)
-
-    def _is_client_gone(self, poll: int, heard: int) -> bool:
-        if not (pid := self._init_data.client_pid):
-            return poll - heard == _POLLS_WITHOUT_HEARTBEAT
-        if poll % _POLLS_PER_LOOK_FOR_CLIENT:
+                self._want(request)
+            if messages.REREAD_INIT_DATA in message:
+                self._reread()
+        if (message := channels.receive(Channel.TRICKLE_DOWN)) and messages.HAVE_TRICKLE_DOWN in message:
+            self.trickles.have_come()
+        if (message := channels.receive(Channel.HEARTBEAT)) is None:
             return False
+        self._heartbeat = messages.heard(self._heartbeat, message)
+        return messages.is_heartbeat(message)
+
+    def _say(self, channels: Channels) -> None:
+        """Say all that waits, and for which there is room."""
+        if self._status and not self._suspended:
+            message = messages.status_message(self._status, self._init_data)
+            if message is None or channels.send(Channel.APP_STATUS, message):
+                self._status = None
+        news = messages.HAVE_TRICKLE_UP if self.trickles.is_untold else b""
+        news += messages.HAVE_UPLOAD_FILE if self.uploads.is_untold else b""
+        if news and channels.send(Channel.TRICKLE_UP, news):
+            self.trickles.is_untold = self.uploads.is_untold = False
+        for kind, message in list(self._addresses.items()):
+            if channels.send(Channel.GRAPHICS_REPLY, message):
+                del self._addresses[kind]
+
+    def _want(self, request: Request) -> None:
+        self._suspended = request is Request.SUSPEND
+        if request in _EXIT_STATUS:
+            self._watchdog.end_by(_EXIT_STATUS[request])
+        self._requests.put_nowait(request)
+
+    def _reread(self) -> None:
+        """Take what the client says anew, but not of another job or by another client, nor what is unusable."""
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # it is there, and another user's
-            return False
-        return False
+            data = read_init_data(self.slot)
+        except ClientUnreachable as error:
+            log.debug("What the client says of the job stays: %s", error)
+            return
+        if _identity(data) == _identity(self._init_data):
+            self._init_data = data
 
-    def _message(self, status: Status) -> bytes:
-        begin, end = self._init_data.fraction_done_start, self._init_data.fraction_done_end
-        return (
-            f"<current_cpu_time>{status.cpu_time_s:e}</current_cpu_time>\n"
-            f"<checkpoint_cpu_time>{self._init_data.checkpoint_cpu_time_s:e}</checkpoint_cpu_time>\n"
-            f"<fraction_done>{begin + status.fraction_done * (end - begin):e}</fraction_done>\n"
-        ).encode()
+    def _is_client_gone(self, poll: int, last_heard: int) -> bool:
+        if not (pid := self._init_data.client_pid):
+            return poll - last_heard == _POLLS_WITHOUT_HEARTBEAT
+        return poll % _POLLS_PER_LOOK_FOR_CLIENT == 0 and not _exists(pid)
 
-    async def _last_status_sent(self) -> None:
-        for _ in range(round(_LAST_STATUS_S / _POLL_S)):
-            if self._status is None:
+    async def _last_words_said(self) -> None:
+        for _ in range(round(_LAST_WORDS_S / _POLL_S)):
+            if self._status is None and not self.trickles.is_untold and not self.uploads.is_untold:
                 break
             await asyncio.sleep(_POLL_S)
 
     async def requests(self) -> AsyncIterator[Request]:
         while True:
-            yield await self._requests.get()
+            request = await self._requests.get()
+            if not self._done:
+                yield request
 
     def report(self, status: Status) -> None:
         self._status = status
 
+    async def send_trickle_up(self, variety: str, text: str) -> None:
+        await self.trickles.send_up(variety, text)
+
+    def trickle_downs(self) -> AsyncIterator[TrickleDown]:
+        """What the project's server says; see `Trickles.downs`."""
+        return self.trickles.downs()
+
+    async def upload(self, logical_name: str) -> None:
+        """Have an output file uploaded while the job goes on; see `Uploads.request`."""
+        await self.uploads.request(logical_name)
+
+    def upload_status(self, logical_name: str) -> int | None:
+        """How its upload ended, None before it has; see `Uploads.status`."""
+        return self.uploads.status(logical_name)
+
+    def show_web_graphics(self, url: str) -> None:
+        """Let the client's manager offer a page about the job. Raises ValueError where it is no line of 255 bytes."""
+        self._addresses[Address.WEB_GRAPHICS] = messages.address_message(Address.WEB_GRAPHICS, url)
+
+    def show_remote_desktop(self, address: str) -> None:
+        """Let it offer a look at a screen, by `host:port`. Raises ValueError where it is no line of 255 bytes."""
+        self._addresses[Address.REMOTE_DESKTOP] = messages.address_message(Address.REMOTE_DESKTOP, address)
+
     def end(self, error: VmwrapperError | None) -> int:
+        self._signals.ignore()
         with self._held:
             try:
-                return self._end(error)
+                exit_status = self._end(error)
             except HostDiskFailed as failed:
                 log.error("%s", failed)  # noqa: TRY400  (a person needs no traceback)
-                return 0  # without a file: the client starts us again
+                exit_status = 0  # without a file: the client starts us again
+        self._watchdog.call_off()
+        return exit_status
 
     def _end(self, error: VmwrapperError | None) -> int:
         match error:
@@ -187,3 +261,19 @@ class Client:
                 return 0
         log.error("%s", error)
         return error.exit_status
+
+
+def _identity(data: InitData) -> tuple[object, ...]:
+    return data.project_dir, data.result_name, data.client_pid, data.shm_key, data.comm_obj_name
+
+
+def _exists(pid: int) -> bool:
+    if sys.platform == "win32":
+        return psutil.pid_exists(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and another user's
+        return True
+    return True

@@ -1,13 +1,31 @@
-"""One wrapper at a time in a slot."""
+"""One wrapper at a time in a slot.
 
-import fcntl
+Source: BOINC's lib/filesys.cpp, FILE_LOCK. On Windows it opens the file for itself alone: who has it open at all has
+the lock, so that ours keeps it out, and is kept out by it.
+"""
+
+import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from vmwrapper.errors import HostDiskFailed, SlotBusy
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(file: BinaryIO) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _take(file: BinaryIO) -> None:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 
 LOCK_FILE = "boinc_lockfile"
 
@@ -19,21 +37,30 @@ def slot_lock(slot: Path) -> Iterator[None]:
     It is a POSIX record lock: whoever opens and closes the file meanwhile in this process drops it.
     """
     path = slot / LOCK_FILE
-    try:
-        lock = path.open("wb")
-    except OSError as error:
-        raise HostDiskFailed(f"can't write into the job's directory: {error.strerror}: {path}") from error
-    with lock:
+    with _opened(path) as lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _take(lock)
+        except (BlockingIOError, PermissionError) as error:
             raise SlotBusy(f"another vmwrapper is at work in {slot}") from error
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # a file system without locks: BOINC goes on without one
+                raise HostDiskFailed(f"can't lock the job's directory: {error.strerror}: {path}") from error
         if not _is_same_file(lock, path):  # its owner unlinked it between our opening and our locking
             raise SlotBusy(f"another vmwrapper has just ended in {slot}: try again")
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if sys.platform != "win32":  # which unlinks no open file, and needs not to
+                path.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        if sys.platform == "win32" and isinstance(error, PermissionError):
+            raise SlotBusy(f"another app is at work in {path.parent}") from error
+        raise HostDiskFailed(f"can't write into the job's directory: {error.strerror}: {path}") from error
 
 
 def _is_same_file(file: BinaryIO, path: Path) -> bool:

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from vmwrapper.boinc.api import Request, Status
+from vmwrapper.boinc.exit import SIGNALS
+from vmwrapper.boinc.init_data import InitData
 from vmwrapper.boinc.slot_lock import slot_lock
 from vmwrapper.errors import VmwrapperError
+from vmwrapper.hostile import one_line, printable
 
 log = logging.getLogger(__name__)
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Standalone:
@@ -21,11 +22,13 @@ class Standalone:
 
     project = "standalone"
     project_dir = None
+    network_suspended = False
 
     def __init__(self, slot: Path, *, result_name: str, show: Callable[[Status], None]) -> None:
         """`show` is called with each status."""
         self.slot = slot.absolute()
         self.result_name = result_name
+        self.init_data = InitData(project_dir=self.slot, result_name=result_name)
         self.report = show
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._heard: list[signal.Signals] = []
@@ -41,7 +44,7 @@ class Standalone:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        self._heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+        self._heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
         for number in self._heard:
             loop.add_signal_handler(number, self._interrupted)
         try:
@@ -62,6 +65,9 @@ class Standalone:
     async def requests(self) -> AsyncIterator[Request]:
         while True:
             yield await self._requests.get()
+
+    async def send_trickle_up(self, variety: str, text: str) -> None:
+        log.debug("A trickle-up that nobody takes: %s: %s", one_line(variety), printable(text))
 
     def end(self, error: VmwrapperError | None) -> int:
         if error is None:
