@@ -17,6 +17,7 @@ from vmwrapper import __version__
 from vmwrapper.boinc.client import Client
 from vmwrapper.boinc.init_data import INIT_DATA_FILE
 from vmwrapper.boinc.standalone import Standalone
+from vmwrapper.clock import RunningClock
 from vmwrapper.errors import EXIT_INIT_FAILURE, EXIT_INTERRUPTED, JobFileMissing, VmwrapperError
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import ProbeResult
@@ -201,7 +202,8 @@ def _check(chosen: argparse.Namespace) -> int:
 
 def _probe(chosen: argparse.Namespace) -> int:
     async def probe_all() -> list[ProbeResult]:
-        return [await hypervisor.probe() for hypervisor in all_hypervisors()]
+        clock = RunningClock()
+        return [await hypervisor.probe(clock) for hypervisor in all_hypervisors()]
 
     results = asyncio.run(probe_all())
     if chosen.json:

@@ -1,8 +1,8 @@
 """Time in which the job was allowed to run."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 
@@ -17,6 +17,12 @@ class _Limit:
     ends_at_s: float  # on the running clock
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Follower:
+    stop: Callable[[], None]
+    go: Callable[[], None]
+
+
 class RunningClock:
     """Counts seconds of the event loop's clock, but not those between `stop` and `go`.
 
@@ -29,6 +35,7 @@ class RunningClock:
         self._counted_s = 0.0
         self._since: float | None = self._loop.time()
         self._limits: set[_Limit] = set()
+        self._followers: set[_Follower] = set()
 
     @property
     def elapsed_s(self) -> float:
@@ -37,15 +44,35 @@ class RunningClock:
 
     def stop(self) -> None:
         """Stand still. A second call does nothing."""
-        self._counted_s = self.elapsed_s
-        self._since = None
-        self._reschedule()
+        if self._since is not None:
+            self._counted_s = self.elapsed_s
+            self._since = None
+            self._reschedule()
+            for follower in self._followers:
+                follower.stop()
 
     def go(self) -> None:
         """Count on. A second call does nothing."""
         if self._since is None:
             self._since = self._loop.time()
             self._reschedule()
+            for follower in self._followers:
+                follower.go()
+
+    @contextmanager
+    def followed_by(self, *, stop: Callable[[], None], go: Callable[[], None]) -> Iterator[None]:
+        """Have these called with `stop` and `go`, for the length of the block, which begins stopped on a stopped clock.
+
+        A block that ends on a stopped clock ends without `go`.
+        """
+        follower = _Follower(stop, go)
+        self._followers.add(follower)
+        if self._since is None:
+            stop()
+        try:
+            yield
+        finally:
+            self._followers.discard(follower)
 
     @asynccontextmanager
     async def timeout(self, limit_s: float) -> AsyncIterator[None]:

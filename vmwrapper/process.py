@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import cast
 
 import psutil
 
+from vmwrapper.clock import RunningClock
 from vmwrapper.errors import ProcessFailed
 
 STDERR_TAIL_BYTES = 4096
@@ -47,10 +48,11 @@ class Completed:
     stderr: bytes
 
 
-async def complete(
+async def complete(  # noqa: PLR0913  (each of another kind)
     argv: Sequence[str],
     *,
     limit_s: float,
+    clock: RunningClock | None = None,
     directory: Path | None = None,
     pass_fds: Sequence[int] = (),
     most_bytes: int = _MOST_OUTPUT_BYTES,
@@ -58,20 +60,25 @@ async def complete(
     """Run a program to its end, whatever its status; killed and reaped when the limit or a cancellation comes first.
 
     It is also killed, and has that status, when it has printed more than `most_bytes`. Raises ProcessFailed where it
-    can't be started or its output is not closed after `limit_s` (wall-clock seconds).
+    can't be started or its output is not closed after `limit_s`: seconds of the clock, with which the program stops and
+    goes, or of the wall's.
     """
     async with _started(argv, directory=directory, pass_fds=pass_fds, most_bytes=most_bytes) as (transport, end):
+        stop, go = partial(_signal, transport, end, signal.SIGSTOP), partial(_signal, transport, end, signal.SIGCONT)
         try:
-            async with asyncio.timeout(limit_s):
-                await end.closed.wait()
+            with clock.followed_by(stop=stop, go=go) if clock else nullcontext():
+                async with clock.timeout(limit_s) if clock else asyncio.timeout(limit_s):
+                    await end.closed.wait()
         except TimeoutError as error:
             raise ProcessFailed(f"no end after {limit_s:g} s: {command_line(argv)}") from error
         return Completed(transport.get_returncode() or 0, bytes(end.stdout), bytes(end.stderr))
 
 
-async def run(argv: Sequence[str], *, limit_s: float, directory: Path | None = None) -> bytes:
+async def run(
+    argv: Sequence[str], *, limit_s: float, clock: RunningClock | None = None, directory: Path | None = None
+) -> bytes:
     """Run a program that must succeed and return its standard output. Raises ProcessFailed otherwise."""
-    done = await complete(argv, limit_s=limit_s, directory=directory)
+    done = await complete(argv, limit_s=limit_s, clock=clock, directory=directory)
     if done.status != 0:
         said = done.stderr.decode(errors="replace").strip() or "(nothing)"
         raise ProcessFailed(f"status {done.status} from: {command_line(argv)}\nit said: {said}")
@@ -111,7 +118,7 @@ class Child:
 
     def kill(self) -> None:
         """End it at once; `ended` then tells that. Does nothing to one that ended before."""
-        _kill(self._transport, self._end)
+        _signal(self._transport, self._end, signal.SIGKILL)
 
     async def ended(self) -> int:
         """Wait for its end; the exit status, negative for a signal. Any number may wait."""
@@ -149,7 +156,7 @@ class _End(asyncio.SubprocessProtocol):
         if fd == 1:
             self.stdout += data
             if len(self.stdout) > self._most_bytes:
-                _kill(self._transport, self)
+                _signal(self._transport, self, signal.SIGKILL)
         else:
             self.stderr += data
             del self.stderr[:-STDERR_TAIL_BYTES]
@@ -194,18 +201,18 @@ async def _started(
     try:
         yield transport, end
     finally:
-        _kill(transport, end)
+        _signal(transport, end, signal.SIGKILL)
         try:
             await end.exited.wait()
         finally:
             transport.close()  # lets go of pipes that its children may hold
 
 
-def _kill(transport: asyncio.SubprocessTransport, end: _End) -> None:
-    """Kill it unless it has exited. Popen's, also by `close`, looks for its end and takes it from asyncio."""
+def _signal(transport: asyncio.SubprocessTransport, end: _End, number: signal.Signals) -> None:
+    """Send it a signal unless it has exited. Popen's, also by `close`, looks for its end and takes it from asyncio."""
     if not end.exited.is_set():
         with suppress(ProcessLookupError):
-            os.kill(transport.get_pid(), signal.SIGKILL)
+            os.kill(transport.get_pid(), number)
 
 
 def _bound_to_us(argv: Sequence[str]) -> list[str]:

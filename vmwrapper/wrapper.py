@@ -53,7 +53,10 @@ class Episode:
         """Run the whole job. Raises VmwrapperError for whatever kept it from its end."""
         async with beside(self._obey()), self._api.episode():
             job = read_job(job_file)
-            backends = [await self._registry.choose(self._options.backend or task.backend) for task in job.tasks]
+            backends = [
+                await self._registry.choose(self._options.backend or task.backend, self._run_state.clock)
+                for task in job.tasks
+            ]
             suffixes = [backend.image_suffixes for backend in backends]
             tasks = resolve_job(
                 job,

@@ -38,7 +38,7 @@ def measure_small_files(folder: Path) -> list[Figure]:
 
 async def _in_guest(folder: Path, measure: Callable[[Guest, Path], Awaitable[list[Figure]]]) -> list[Figure]:
     hypervisor = QemuHypervisor()
-    await hypervisor.probe()
+    await hypervisor.probe(RunningClock())
     directory = folder / "machine"
     directory.mkdir()
     spec = MachineSpec(

@@ -40,7 +40,7 @@ def _qemu() -> Subject:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hypervisor(subject: Subject) -> Hypervisor:
     hypervisor = subject.hypervisor()
-    assert (await hypervisor.probe()).usable
+    assert (await hypervisor.probe(RunningClock())).usable
     return hypervisor
 
 

@@ -143,7 +143,7 @@ class TestHypervisor:
     async def test_a_probe_tells_who_it_is_and_within_3_s(self, subject: Subject) -> None:
         hypervisor = subject.hypervisor()
         started = time.monotonic()
-        result = await hypervisor.probe()
+        result = await hypervisor.probe(RunningClock())
         assert time.monotonic() - started < 3
         assert result.name == hypervisor.name
         assert result.version

@@ -39,7 +39,7 @@ async def machine(default_image: Path, tmp_path: Path) -> AsyncIterator[Machine]
     directory = tmp_path / "machine"
     directory.mkdir()
     hypervisor = QemuHypervisor()
-    assert (await hypervisor.probe()).usable
+    assert (await hypervisor.probe(RunningClock())).usable
     spec = MachineSpec(
         identity=MachineIdentity("test", "machine", str(directory)),
         image=default_image,

@@ -73,7 +73,7 @@ async def shell(guest: Guest, script: str) -> bytes:
 async def test_two_machines_share_a_base_that_stays_as_it_was(base: Path, tmp_path: Path) -> None:
     digest = hashlib.sha256(base.read_bytes()).hexdigest()
     hypervisor = QemuHypervisor()
-    await hypervisor.probe()
+    await hypervisor.probe(RunningClock())
     async with AsyncExitStack() as stack:
         one, other = await asyncio.gather(
             booted(stack, hypervisor, base, tmp_path / "one"), booted(stack, hypervisor, base, tmp_path / "other")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError
 from vmwrapper.hypervisor.qemu.base_image import BaseImage, open_base_image
 
@@ -68,7 +69,11 @@ def image(request: pytest.FixtureRequest, images: Path) -> Path:
 
 def opened(path: Path, cache: Path, *, program: str = "qemu-img") -> BaseImage:
     found = Path(shutil.which(program) or program)
-    return asyncio.run(open_base_image(path, qemu_img=found, cache=cache))
+
+    async def looked_at() -> BaseImage:
+        return await open_base_image(path, RunningClock(), qemu_img=found, cache=cache)
+
+    return asyncio.run(looked_at())
 
 
 def copied(image: Path, folder: Path, change: Callable[[bytearray], object]) -> Path:

@@ -130,6 +130,25 @@ def test_no_limit() -> None:
     simulated_time.run(story())
 
 
+def test_others_stop_and_go_with_it() -> None:
+    heard: list[str] = []
+
+    async def story() -> None:
+        clock = RunningClock()
+        with clock.followed_by(stop=lambda: heard.append("stop"), go=lambda: heard.append("go")):
+            for _ in range(2):
+                clock.stop()
+            for _ in range(2):
+                clock.go()
+        clock.stop()
+        with clock.followed_by(stop=lambda: heard.append("stop"), go=lambda: heard.append("go")):
+            pass
+        clock.go()
+
+    simulated_time.run(story())
+    assert heard == ["stop", "go", "stop"]
+
+
 def test_an_error_in_the_body_comes_out() -> None:
     async def story() -> None:
         clock = RunningClock()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from vmwrapper import process
+from vmwrapper.clock import RunningClock
 from vmwrapper.errors import ProcessFailed
 
 FOREVER = ["sleep", "1000"]
@@ -56,6 +57,38 @@ class TestComplete:
     async def test_much_output_at_once(self) -> None:
         done = await process.complete(["head", "-c", "3000000", "/dev/zero"], limit_s=10)
         assert len(done.stdout) == 3_000_000
+
+    async def test_it_stops_and_goes_with_the_clock(self) -> None:
+        clock = RunningClock()
+        counting = asyncio.create_task(process.complete(["sh", "-c", "while :; do :; done"], limit_s=1, clock=clock))
+        while not (running := children()):
+            await asyncio.sleep(0.01)
+        clock.stop()
+        await asyncio.sleep(0.1)
+        before = running[0].cpu_times()
+        await asyncio.sleep(1)
+        assert running[0].status() == psutil.STATUS_STOPPED
+        assert running[0].cpu_times() == before
+        assert not counting.done()
+        clock.go()
+        with pytest.raises(ProcessFailed, match="no end after 1 s"):
+            await counting
+
+    async def test_on_a_stopped_clock_it_begins_stopped(self) -> None:
+        clock = RunningClock()
+        clock.stop()
+        answering = asyncio.create_task(process.complete(["echo", "x"], limit_s=5, clock=clock))
+        while not children():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        clock.go()
+        assert (await answering).stdout == b"x\n"
+
+    async def test_a_stopped_one_can_be_cancelled(self) -> None:
+        clock = RunningClock()
+        clock.stop()
+        await cancelled(asyncio.create_task(process.complete(FOREVER, limit_s=5, clock=clock)))
+        assert children() == []
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     async def test_several_at_once_are_deaf_to_what_is_for_us(self, number: signal.Signals) -> None:

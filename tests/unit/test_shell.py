@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -293,8 +294,9 @@ def test_a_command_is_ended_by_the_shell_of_debian(signal: str) -> None:
     mark = secrets.token_hex(8)
     argv = ["sh", "-c", _RUN, "sh", mark, "/", "sleep 100"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as command:
-        while not (number := Path(f"/run/vmwrapper-shell.{mark}")).exists() or not number.read_text():
-            time.sleep(0.01)
+        number = Path(f"/run/vmwrapper-shell.{mark}")
+        while "sleep" not in {process.name() for process in psutil.Process(command.pid).children(recursive=True)}:
+            time.sleep(0.01)  # a signal just before it would be heard after it
         subprocess.run(["sh", "-c", _END, "sh", mark, signal], check=True)
         command.communicate(timeout=10)
     assert command.returncode == {"INT": 130, "KILL": 137}[signal]

@@ -179,8 +179,11 @@ class Hypervisor(Protocol):
     def image_suffixes(self) -> tuple[str, ...]:
         """How the names of base images that it runs end, best first: what completes a name without extension."""
 
-    async def probe(self) -> ProbeResult:
-        """Find out whether it can be used, within 10 s. Never raises for a broken hypervisor."""
+    async def probe(self, clock: RunningClock) -> ProbeResult:
+        """Find out whether it can be used, within 10 s of the clock, with which it stops and goes.
+
+        Never raises for a broken hypervisor.
+        """
 
     def machine(self, spec: MachineSpec, clock: RunningClock) -> AbstractAsyncContextManager[Machine]:
         """Create a machine, powered off. Raises JobError for an image that it can't use."""

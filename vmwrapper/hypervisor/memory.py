@@ -90,7 +90,7 @@ class MemoryHypervisor:
     machines: list["MemoryMachine"] = field(default_factory=list, init=False)
     """All that there ever were."""
 
-    async def probe(self) -> ProbeResult:
+    async def probe(self, clock: RunningClock) -> ProbeResult:  # noqa: ARG002  (a real one's)
         await asyncio.sleep(0)  # as a real one, it lets others do something
         return ProbeResult(
             name=self.name, version="1", usable=True, accelerated=True, reasons=(), abilities=Abilities()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
@@ -30,22 +31,22 @@ class Registry:
             raise JobError(f"there is no backend {wanted!r} in this version: it has {known}")
         return found
 
-    async def choose(self, wanted: str | None) -> Hypervisor:
+    async def choose(self, wanted: str | None, clock: RunningClock) -> Hypervisor:
         """The hypervisor with this name, or the best usable one: accelerated ones first.
 
         Raises JobError for a name that there is none of, NoUsableHypervisor where it can't be used on this host.
         """
         candidates = self.candidates(wanted)
-        results = [await self._probe(hypervisor) for hypervisor in candidates]
+        results = [await self._probe(hypervisor, clock) for hypervisor in candidates]
         usable = [pair for pair in zip(results, candidates, strict=True) if pair[0].usable]
         if not usable:
             raise NoUsableHypervisor("; ".join(reason for result in results for reason in result.reasons))
         _, chosen = max(usable, key=lambda pair: pair[0].accelerated)
         return chosen
 
-    async def _probe(self, hypervisor: Hypervisor) -> ProbeResult:
+    async def _probe(self, hypervisor: Hypervisor, clock: RunningClock) -> ProbeResult:
         if hypervisor.name not in self._results:
-            result = await hypervisor.probe()
+            result = await hypervisor.probe(clock)
             how = "with hardware acceleration" if result.accelerated else "without hardware acceleration"
             if result.usable:
                 log.info("Connected to %s %s, %s", result.name, result.version, how)

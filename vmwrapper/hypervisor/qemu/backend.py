@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,13 +16,13 @@ from vmwrapper.errors import JobError, NoUsableHypervisor, ProcessFailed, Tempor
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.interface import MIB, Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.qemu import accelerator
-from vmwrapper.hypervisor.qemu.accelerator import Accelerator
+from vmwrapper.hypervisor.qemu.accelerator import Accelerator, Host
 from vmwrapper.hypervisor.qemu.base_image import IMAGE_SUFFIXES, open_base_image
 from vmwrapper.hypervisor.qemu.command import Qemu, name_option
 from vmwrapper.hypervisor.qemu.files import machine_files
 from vmwrapper.hypervisor.qemu.machine import QemuMachine
 from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
-from vmwrapper.process import run
+from vmwrapper.process import complete, run
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,16 @@ class QemuHypervisor:
     def __init__(self) -> None:
         self._qemu: Qemu | None = None
 
-    async def probe(self) -> ProbeResult:
+    async def probe(self, clock: RunningClock) -> ProbeResult:
         system, img = shutil.which("qemu-system-x86_64"), shutil.which("qemu-img")
         if system is None or img is None:
             return self._result(None, f"{'qemu-img' if system else 'QEMU'} is not installed; {_INSTALL}")
         try:
-            version, sandbox = await _facts(Path(system))
+            version, sandbox = await _facts(Path(system), clock)
             if tuple(map(int, version.split(".")[:2])) < _OLDEST_VERSION:
                 return self._result(version, f"QEMU is too old: 7.0 or newer is needed; {_INSTALL}")
-            chosen, verdicts = await accelerator.best(Path(system), cache=cache_folder())
+            host = Host(run=partial(complete, clock=clock))
+            chosen, verdicts = await accelerator.best(Path(system), cache=cache_folder(), host=host)
         except TemporaryFailure as error:
             return self._result(None, f"QEMU can't be tried out: {error}")
         self._qemu = Qemu(system=Path(system), img=Path(img), accelerator=chosen, sandbox=sandbox)
@@ -71,9 +73,9 @@ class QemuHypervisor:
         memory_here_mib = psutil.virtual_memory().total // MIB
         if spec.memory_mib > memory_here_mib:
             raise JobError(f"the job wants {spec.memory_mib} MiB of memory; this computer has {memory_here_mib} MiB")
-        image = await open_base_image(spec.image, qemu_img=self._qemu.img, cache=cache_folder())
+        image = await open_base_image(spec.image, clock, qemu_img=self._qemu.img, cache=cache_folder())
         await asyncio.to_thread(_end_orphans, spec.identity)
-        async with machine_files(image, spec, self._qemu.img) as files:
+        async with machine_files(image, spec, self._qemu.img, clock) as files:
             machine = QemuMachine(self._qemu, spec, image=image, files=files, clock=clock)
             try:
                 yield machine
@@ -81,13 +83,13 @@ class QemuHypervisor:
                 await machine.power_off()
 
 
-async def _facts(system: Path) -> tuple[str, bool]:
+async def _facts(system: Path, clock: RunningClock) -> tuple[str, bool]:
     """QEMU's version, and whether it can be sandboxed. Raises ProcessFailed where it doesn't start."""
     file, question = cache_folder() / "qemu.json", identity(system)
     match recall(file, question):
         case [str(version), bool(sandbox)] if _VERSION.fullmatch(version):
             return version, sandbox
-    said = (await run([str(system), "-help"], limit_s=_HELP_LIMIT_S)).decode(errors="replace")
+    said = (await run([str(system), "-help"], limit_s=_HELP_LIMIT_S, clock=clock)).decode(errors="replace")
     found = _VERSION.search(said)
     if found is None:
         raise ProcessFailed(f"{system} doesn't tell its version")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError
 from vmwrapper.guest.bundle import Bundle, DiskFormat, DiskSection, is_bundle, open_bundle
 from vmwrapper.hostile import printable
@@ -62,14 +63,14 @@ class BaseImage:
     """Bytes that the guest sees of the disk."""
 
 
-async def open_base_image(path: Path, *, qemu_img: Path, cache: Path) -> BaseImage:
+async def open_base_image(path: Path, clock: RunningClock, *, qemu_img: Path, cache: Path) -> BaseImage:
     """Look at a base image, which may be hostile. Raises JobError with what is wrong with it.
 
     What `qemu-img` says of it is kept in `cache`, and holds until the file changes.
     """
     try:
         bundle, disk = await asyncio.to_thread(_parts, path)
-        virtual_size = await _virtual_size(path, disk, qemu_img, cache) if disk else 0
+        virtual_size = await _virtual_size(path, disk, qemu_img, clock, cache) if disk else 0
     except UnusableDisk as unusable:
         raise JobError(f"the image {path} {unusable}") from unusable
     except OSError as error:
@@ -99,7 +100,7 @@ def _disk(path: Path, offset: int, size: int) -> BaseDisk:
         return BaseDisk(format=image_format(DiskFile(file, offset, size)), offset=offset, size=size)
 
 
-async def _virtual_size(path: Path, disk: BaseDisk, qemu_img: Path, cache: Path) -> int:
+async def _virtual_size(path: Path, disk: BaseDisk, qemu_img: Path, clock: RunningClock, cache: Path) -> int:
     """Bytes of the disk inside the image, all of which are there."""
     if disk.format is ImageFormat.RAW:
         return disk.size
@@ -109,26 +110,32 @@ async def _virtual_size(path: Path, disk: BaseDisk, qemu_img: Path, cache: Path)
     match recall(file, question):
         case int(size) if 0 < size <= _LARGEST_DISK_BYTES:
             return size
-    size = await _examined(path, disk, qemu_img)
+    size = await _examined(path, disk, qemu_img, clock)
     keep(file, question, size)
     return size
 
 
-async def _examined(path: Path, disk: BaseDisk, qemu_img: Path) -> int:
+async def _examined(path: Path, disk: BaseDisk, qemu_img: Path, clock: RunningClock) -> int:
     with path.open("rb") as file:
         image = f"json:{json.dumps(disk.node(f'/dev/fd/{file.fileno()}'))}"
         info = [str(qemu_img), "info", "--output=json", image]
         check = [str(qemu_img), "check", "-q", image]
-        said = await _asked(info, file, answers=(0,))
-        await _asked(check, file, answers=(0, _LEAKS_ONLY, _CANNOT_CHECK))
+        said = await _asked(info, file, clock, answers=(0,))
+        await _asked(check, file, clock, answers=(0, _LEAKS_ONLY, _CANNOT_CHECK))
     size = int(json.loads(said)["virtual-size"])
     if not 0 < size <= _LARGEST_DISK_BYTES:
         raise UnusableDisk(f"is damaged: it claims to be a disk of {size} bytes; fetch it again")
     return size
 
 
-async def _asked(argv: Sequence[str], file: BinaryIO, *, answers: Collection[int]) -> bytes:
-    done = await complete(argv, limit_s=_QEMU_IMG_LIMIT_S, pass_fds=[file.fileno()], most_bytes=_LONGEST_ANSWER_BYTES)
+async def _asked(argv: Sequence[str], file: BinaryIO, clock: RunningClock, *, answers: Collection[int]) -> bytes:
+    done = await complete(
+        argv,
+        limit_s=_QEMU_IMG_LIMIT_S,
+        clock=clock,
+        pass_fds=[file.fileno()],
+        most_bytes=_LONGEST_ANSWER_BYTES,
+    )
     if done.status not in answers:
         found = _COMPLAINT.search(printable(done.stderr))
         complaint = found[1] if found else f"qemu-img ended with status {done.status}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
 from vmwrapper.errors import HostDiskFailed
 from vmwrapper.guest.bundle import Bundle, Section, extract
@@ -40,7 +41,9 @@ class MachineFiles:
 
 
 @asynccontextmanager
-async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> AsyncIterator[MachineFiles]:
+async def machine_files(
+    image: BaseImage, spec: MachineSpec, qemu_img: Path, clock: RunningClock
+) -> AsyncIterator[MachineFiles]:
     """Make the files that a machine needs, side by side; those with a name are removed at the end.
 
     Kernel, initramfs and window have no name: they are gone with the last process that has them open. The disks are
@@ -51,10 +54,10 @@ async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> 
         with ungrouped():
             async with asyncio.TaskGroup() as making:
                 overlay = making.create_task(
-                    _disk(files, qemu_img, spec.directory / "overlay.qcow2", image.virtual_size)
+                    _disk(files, qemu_img, spec.directory / "overlay.qcow2", image.virtual_size, clock)
                 )
                 scratch = making.create_task(
-                    _disk(files, qemu_img, spec.directory / "scratch.qcow2", spec.scratch_mib * MIB)
+                    _disk(files, qemu_img, spec.directory / "scratch.qcow2", spec.scratch_mib * MIB, clock)
                 )
                 kernel = making.create_task(
                     _extracted(files, spec.directory, bundle, bundle.kernel if bundle else None)
@@ -72,12 +75,12 @@ async def machine_files(image: BaseImage, spec: MachineSpec, qemu_img: Path) -> 
         )
 
 
-async def _disk(files: AsyncExitStack, qemu_img: Path, path: Path, size: int) -> BinaryIO | None:
+async def _disk(files: AsyncExitStack, qemu_img: Path, path: Path, size: int, clock: RunningClock) -> BinaryIO | None:
     if size == 0:
         return None
     files.callback(path.unlink, missing_ok=True)
     argv = [str(qemu_img), "create", "-q", "-f", "qcow2", path.name, str(size)]
-    await run(argv, limit_s=_QEMU_IMG_LIMIT_S, directory=path.parent)
+    await run(argv, limit_s=_QEMU_IMG_LIMIT_S, clock=clock, directory=path.parent)
     return files.enter_context(path.open("r+b"))
 
 
