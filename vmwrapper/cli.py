@@ -18,7 +18,8 @@ from vmwrapper.boinc.client import Client
 from vmwrapper.boinc.init_data import INIT_DATA_FILE
 from vmwrapper.boinc.standalone import Standalone
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import EXIT_INIT_FAILURE, EXIT_INTERRUPTED, JobFileMissing, VmwrapperError
+from vmwrapper.errors import JobFileMissing, VmwrapperError
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import ProbeResult
 from vmwrapper.hypervisor.registry import Registry, all_hypervisors
@@ -65,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(EXIT_INIT_FAILURE, f"{self.prog}: {message}\n")
+        self.exit(ExitStatus.INIT_FAILURE, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error, exc_info=chosen.debug)  # noqa: TRY400  (a person needs no traceback)
         return error.exit_status
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return ExitStatus.INTERRUPTED
     except Exception:
         log.exception("This is an error of vmwrapper itself. Please report it, with these lines")
-        return 1
+        return ExitStatus.BUG
 
 
 def _chosen(words: list[str]) -> argparse.Namespace:
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     run_options = _Parser(add_help=False, argument_default=argparse.SUPPRESS, parents=[logging_options])
     run_options.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
     run_options.add_argument(
+        "--trickle", metavar="SECONDS", type=float, help="send the server a trickle-up of the CPU time so often"
+    )
+    run_options.add_argument(
         "--boot-limit", metavar="SECONDS", type=float, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
     )
 
@@ -111,7 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vmwrapper {__version__}")
     parser.set_defaults(
-        command=_run, job_file=None, backend=None, boot_limit=BOOT_LIMIT_S, keep=False, verbose=False, debug=False
+        command=_run,
+        job_file=None,
+        backend=None,
+        boot_limit=BOOT_LIMIT_S,
+        trickle=None,
+        keep=False,
+        verbose=False,
+        debug=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND")
 
@@ -158,7 +169,12 @@ def _seconds(text: str) -> float:
 
 def _run(chosen: argparse.Namespace) -> int:
     registry = Registry(all_hypervisors())
-    options = Options(backend=chosen.backend, boot_limit_s=chosen.boot_limit, keep=chosen.keep)
+    options = Options(
+        backend=chosen.backend,
+        boot_limit_s=chosen.boot_limit,
+        trickle_period_s=chosen.trickle,
+        keep=chosen.keep,
+    )
     if chosen.job_file is None and os.path.lexists(INIT_DATA_FILE):
         api = Client(Path())
         return run_episode(api.resolve(str(_job_file_here())), api, registry, options)

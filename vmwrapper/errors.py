@@ -3,9 +3,12 @@
     VmwrapperError                     one clear sentence, no traceback
     ├── JobError                  206  the job can't run here: its file, its names, its image, its wishes
     │   ├── BadJobFile                 its problems, line by line (job/problems.py)
-    │   └── JobFileMissing        148  there is no job file
+    │   ├── JobFileMissing        148  there is no job file
+    │   └── MemoryLimitExceeded   198  it wants more than its workunit allows
     ├── ProgramFailed             195  the program in the guest ended badly, or its outputs are missing
     ├── TimeLimitExceeded         197  the job's own limit of running time
+    ├── DiskLimitExceeded         196  the job's files are larger than its workunit allows
+    ├── GivenUp              205-208  what may succeed later failed too often
     ├── GuestError                195  the guest ended or stopped answering under the program
     │   ├── GuestPanicked
     │   ├── GuestPoweredOff
@@ -21,56 +24,70 @@
         ├── NobodyThere                nobody has a machine to look into
         ├── MachineExited              the hypervisor's process ended by itself
         ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
+        ├── HostMemoryShort            the host has less memory free than the machine needs
         ├── ProcessFailed              a program that we started on the host
         └── TransferFailed             data did not cross the border whole
 
-The numbers are the process's exit status. Source: BOINC's lib/error_numbers.h (148 is ERR_FOPEN in eight bits); 75 is
-EX_TEMPFAIL of sysexits.h, seen only by hand, since the client reads a temporary exit from its file.
+The numbers are the process's exit status: see exit_status.py.
 """
 
-EXIT_INIT_FAILURE = 206
-EXIT_CHILD_FAILED = 195
-EXIT_TIME_LIMIT_EXCEEDED = 197
-EXIT_ABORTED_BY_CLIENT = 194
-EXIT_NO_JOB_FILE = 148
-EXIT_TEMPORARY = 75
-EXIT_INTERRUPTED = 130
+from vmwrapper.exit_status import ExitStatus
 
 
 class VmwrapperError(Exception):
     """Something that the message explains to a person; `exit_status` is what the process then ends with."""
 
-    exit_status = 1
+    exit_status = ExitStatus.BUG
 
 
 class JobError(VmwrapperError):
     """The job can't run: trying again would not help."""
 
-    exit_status = EXIT_INIT_FAILURE
+    exit_status = ExitStatus.INIT_FAILURE
 
 
 class JobFileMissing(JobError):
     """There is no job file where one was expected."""
 
-    exit_status = EXIT_NO_JOB_FILE
+    exit_status = ExitStatus.NO_JOB_FILE
+
+
+class MemoryLimitExceeded(JobError):
+    """The job wants more memory than its workunit allows."""
+
+    exit_status = ExitStatus.MEM_LIMIT_EXCEEDED
 
 
 class ProgramFailed(VmwrapperError):
     """The program in the guest ended with a failure, or without an output that the job declares."""
 
-    exit_status = EXIT_CHILD_FAILED
+    exit_status = ExitStatus.CHILD_FAILED
 
 
 class TimeLimitExceeded(VmwrapperError):
     """The program ran for longer than the job allows."""
 
-    exit_status = EXIT_TIME_LIMIT_EXCEEDED
+    exit_status = ExitStatus.TIME_LIMIT_EXCEEDED
+
+
+class DiskLimitExceeded(VmwrapperError):
+    """The job's files are larger than its workunit allows."""
+
+    exit_status = ExitStatus.DISK_LIMIT_EXCEEDED
+
+
+class GivenUp(VmwrapperError):
+    """What may succeed later has failed too often."""
+
+    def __init__(self, failure: "TemporaryFailure") -> None:
+        super().__init__(f"{failure} (given up after {failure.tries} tries in a row)")
+        self.exit_status = failure.given_up_as
 
 
 class GuestError(VmwrapperError):
     """The guest operating system failed under the program."""
 
-    exit_status = EXIT_CHILD_FAILED
+    exit_status = ExitStatus.CHILD_FAILED
 
 
 class GuestPanicked(GuestError):
@@ -96,24 +113,38 @@ class OutputTooLarge(GuestError):
 class TemporaryFailure(VmwrapperError):
     """Trying again later, on this host, may succeed."""
 
-    exit_status = EXIT_TEMPORARY
-    retry_after_s = 60
-    """The client gives a task up after a hundred temporary exits without a checkpoint."""
+    exit_status = ExitStatus.TEMPORARY
+    first_delay_s = 15
+    longest_delay_s = 600
+    most_tries = 12
+    """So many in a row are made; the client gives a task up after a hundred."""
+    given_up_as = ExitStatus.SUB_TASK_FAILURE
+    """What the job ends with after these."""
     concerns_volunteer = False
     """Whether the client shows it to its user as a notice."""
+
+    tries = 1
+    """How many in a row have failed, this one included."""
+
+    @property
+    def retry_after_s(self) -> int:
+        """How long to wait until the next try: each time twice as long."""
+        return min(self.first_delay_s << min(self.tries - 1, 16), self.longest_delay_s)
 
 
 class NoUsableHypervisor(TemporaryFailure):
     """No hypervisor on this host can run the job; the message says what to install."""
 
-    retry_after_s = 3600
+    given_up_as = ExitStatus.INIT_FAILURE
+    first_delay_s = longest_delay_s = 3600
+    most_tries = 24
     concerns_volunteer = True
 
 
 class SlotBusy(TemporaryFailure):
     """Another wrapper works in this directory."""
 
-    retry_after_s = 600
+    first_delay_s = longest_delay_s = 600
 
 
 class ClientUnreachable(TemporaryFailure):
@@ -132,6 +163,12 @@ class HostDiskFailed(TemporaryFailure):
     """A file on the host can't be written."""
 
 
+class HostMemoryShort(TemporaryFailure):
+    """The host has less memory free than the machine needs."""
+
+    given_up_as = ExitStatus.OUT_OF_MEMORY
+
+
 class ProcessFailed(TemporaryFailure):
     """A program on the host failed; the message holds the command ready to paste, its status and its last words."""
 
@@ -143,10 +180,10 @@ class TransferFailed(TemporaryFailure):
 class QuitRequested(VmwrapperError):
     """The client, or a person's Ctrl-C, wants the episode to end; the job may go on in another one."""
 
-    exit_status = EXIT_INTERRUPTED
+    exit_status = ExitStatus.INTERRUPTED
 
 
 class AbortRequested(VmwrapperError):
     """The client wants the job to end."""
 
-    exit_status = EXIT_ABORTED_BY_CLIENT
+    exit_status = ExitStatus.ABORTED_BY_CLIENT

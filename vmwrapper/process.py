@@ -103,6 +103,13 @@ class Child:
             self._cpu_time_s = max(self._cpu_time_s, times.user + times.system)
         return self._cpu_time_s
 
+    def working_set_bytes(self) -> int:
+        """Its memory in RAM; 0 after its end."""
+        with suppress(psutil.NoSuchProcess):
+            self._usage = self._usage or psutil.Process(self.pid)
+            return int(self._usage.memory_info().rss)
+        return 0
+
     @property
     def is_stopped(self) -> bool:
         """Whether somebody has sent it SIGSTOP."""
@@ -127,12 +134,16 @@ class Child:
 
 
 @asynccontextmanager
-async def child(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIterator[Child]:
+async def child(
+    argv: Sequence[str], *, pass_fds: Sequence[int] = (), niceness: int | None = None
+) -> AsyncIterator[Child]:
     """Start a program that lives at most as long as the block, and is killed and reaped when it ends.
 
     On Linux the kernel also kills it when we die; so call this from the main thread only. `pass_fds` keep their numbers
-    and stay the caller's. Its standard output goes nowhere.
+    and stay the caller's. Its standard output goes nowhere. It gets ours where `niceness` is less.
     """
+    if niceness is not None and (more := niceness - os.nice(0)) > 0 and shutil.which("nice"):
+        argv = ["nice", "-n", str(more), *argv]
     async with _started(argv, stdout=subprocess.DEVNULL, pass_fds=pass_fds) as (transport, end):
         yield Child(transport, end)
 

@@ -1,32 +1,145 @@
-"""How far the job is, over all its tasks."""
+"""How far the job is, over all its tasks and episodes."""
 
 from collections.abc import Callable, Sequence
 
-from vmwrapper.boinc.api import Status
+import psutil
+
+from vmwrapper.boinc.api import Operations, Status
+from vmwrapper.boinc.init_data import InitData
+from vmwrapper.checkpoint import Record
+from vmwrapper.clock import RunningClock
+from vmwrapper.cpu_time import CpuTime
+
+_STRAIGHT_TO = 0.8
+_UNKNOWN_JOB_S = 3600.0
+TRICKLE_VARIETY = "cpu_time"
+"""Of the messages to the project's server. Source: as below."""
+_NOTHING = Operations(floating_point=0, integer=0)
+
+
+def estimated_fraction(elapsed_s: float, expected_s: float) -> float:
+    """How much of a task may be done after so long; below 1 however long it takes.
+
+    It goes straight on for most of the expected time, and then ever more slowly.
+    """
+    share = elapsed_s / expected_s
+    if share <= _STRAIGHT_TO:
+        return share
+    rest = 1 - _STRAIGHT_TO
+    return 1 - rest / (1 + (share - _STRAIGHT_TO) / rest)
+
+
+def expected_s(client: InitData) -> float | None:
+    """How long the client's project expects the job to run here, or None where it doesn't say that."""
+    speed = client.host_info.p_fpops * max(client.ncpus, 1)
+    return client.rsc_fpops_est / speed if speed and client.rsc_fpops_est else None
+
+
+def credit_message(status: Status, elapsed_s: float) -> str:
+    """What the project's server is told of what the job has cost so far.
+
+    Source: BOINC's sched/trickle_credit.cpp reads `<runtime>`, where samples/wrapper/wrapper.cpp sends `<cpu_time>`.
+    """
+    figures = {"cpu_time": status.cpu_time_s, "runtime": elapsed_s}
+    if status.operations:
+        figures |= {"fpops": status.operations.floating_point, "intops": status.operations.integer}
+    return "".join(f"<{name}>{value:f}</{name}>\n" for name, value in figures.items())
 
 
 class Progress:
-    """Adds up the tasks' shares and CPU times. The fraction done never falls."""
+    """Adds up what the tasks have done and used. Nothing that it tells ever falls within an episode."""
 
-    def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = weights
-        self._tasks_done = 0
-        self._cpu_time_before_s = 0.0
-        self._machine_cpu_time_s: Callable[[], float] = float
+    def __init__(
+        self, weights: Sequence[float], record: Record, clock: RunningClock, *, expected_s: float | None = None
+    ) -> None:
+        """`record` is of earlier episodes; `expected_s` how long the whole job should run, where anybody says that."""
         self.activity = "starting"
+        self.cpu_time = CpuTime(record.cpu_time_s, clock)
+        self.machine_bytes: Callable[[], int] = int
+        """Tells the memory of the machine that there is just now."""
+        self._own = psutil.Process()
+        self._weights = weights
+        self._clock = clock
+        self._elapsed_before_s = record.elapsed_s - clock.elapsed_s
+        self._expected_s = expected_s or _UNKNOWN_JOB_S
+        self._record = record
+        self._tasks_done = record.tasks_done
+        self._operations_before = record.operations
+        self._fraction_done = 0.0
+        self._task_began_s = clock.elapsed_s
+        self._forget_task()
 
-    def follow(self, machine_cpu_time_s: Callable[[], float]) -> None:
-        """Count the CPU time of a machine that was just created, as this tells it, from now on."""
-        self._cpu_time_before_s += self._machine_cpu_time_s()
-        self._machine_cpu_time_s = machine_cpu_time_s
+    def _forget_task(self) -> None:
+        self._task_fraction: float | None = 0.0
+        self._task_operations = _NOTHING
 
-    def task_done(self) -> None:
-        """One more task is done, in the order of the weights."""
+    def begin_task(self) -> None:
+        """The program of the next task runs from now on."""
+        self._task_began_s = self._clock.elapsed_s
+        self._task_fraction = None
+
+    def fraction_of_task(self, fraction: float) -> None:
+        """The program says that this much of the task is done, 0 to 1. What is less than before is ignored."""
+        self._task_fraction = max(fraction, self._task_fraction or 0.0)
+
+    def computed(self, operations: Operations) -> None:
+        """The program says that it has computed so much. What is less than before is ignored."""
+        self._task_operations = Operations(
+            floating_point=max(operations.floating_point, self._task_operations.floating_point),
+            integer=max(operations.integer, self._task_operations.integer),
+        )
+
+    def end_task(self) -> None:
+        """The task is done, and its outputs are in their places."""
+        self._operations_before = self._operations()
         self._tasks_done += 1
+        self._forget_task()
+
+    def record(self) -> Record:
+        """What is safe, once it is written down: then `checkpointed` is to be told."""
+        return Record(
+            job=self._record.job,
+            tasks_done=self._tasks_done,
+            cpu_time_s=self.cpu_time.total_s(),
+            elapsed_s=self.elapsed_s,
+            floating_point_operations=self._operations_before.floating_point,
+            integer_operations=self._operations_before.integer,
+        )
+
+    def checkpointed(self, record: Record) -> None:
+        """The record is on the disk now."""
+        self._record = record
+
+    @property
+    def elapsed_s(self) -> float:
+        """Running time over all episodes."""
+        return self._elapsed_before_s + self._clock.elapsed_s
 
     def status(self) -> Status:
+        operations = self._operations()
         return Status(
-            fraction_done=sum(self._weights[: self._tasks_done]) / sum(self._weights),
-            cpu_time_s=self._cpu_time_before_s + self._machine_cpu_time_s(),
+            fraction_done=self._fraction(),
+            cpu_time_s=self.cpu_time.total_s(),
             activity=self.activity,
+            checkpoint_cpu_time_s=self._record.cpu_time_s,
+            working_set_bytes=self._own.memory_info().rss + self.machine_bytes(),
+            operations=operations if operations != _NOTHING else None,
+        )
+
+    def _fraction(self) -> float:
+        weights, done = self._weights, self._tasks_done
+        reached = sum(weights[:done]) + (weights[done] * self._fraction_of_task() if done < len(weights) else 0.0)
+        self._fraction_done = max(self._fraction_done, reached / sum(weights))
+        return self._fraction_done
+
+    def _fraction_of_task(self) -> float:
+        if self._task_fraction is not None:
+            return self._task_fraction
+        expected_s = self._expected_s * self._weights[self._tasks_done] / sum(self._weights)
+        return estimated_fraction(self._clock.elapsed_s - self._task_began_s, expected_s)
+
+    def _operations(self) -> Operations:
+        before, now = self._operations_before, self._task_operations
+        return Operations(
+            floating_point=before.floating_point + now.floating_point, integer=before.integer + now.integer
         )

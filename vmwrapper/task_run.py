@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 from vmwrapper.boinc.slot_files import is_soft_link
 from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
+from vmwrapper.durable import sync
 from vmwrapper.errors import GuestError, HostDiskFailed, JobError, MachineExited, ProgramFailed, TimeLimitExceeded
+from vmwrapper.guest import reports
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
 from vmwrapper.hostile import one_line, some_of
 from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
-from vmwrapper.job.model import PackageKind, package_kind
+from vmwrapper.job.model import CpuTimeBasis, PackageKind, package_kind
 from vmwrapper.job.resolve import ResolvedTask
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import RunState
@@ -26,6 +29,7 @@ CONSOLE_LINES = 20
 _FIRST_LOOK_S = 0.05
 _LOOKS_GROW_BY = 1.5
 _LOOKS_PER_SIGN_OF_LIFE = 30
+_SECONDS_PER_REPORT = 3
 
 
 class TaskRun:
@@ -80,13 +84,22 @@ class TaskRun:
         await self._install(launcher)
         await self._copy_in()
         await launcher.start(self._program())
+        self._progress.begin_task()
         self._enter("running", "Running the program: %s", self._task.innerjob)
-        end = await self._follow(launcher)
+        async with beside(self._hear_often()):
+            end = await self._follow(launcher)
+        await self._hear()
+        if operations := self._progress.status().operations:
+            log.info(
+                "The program reports %.9g floating-point and %.9g integer operations",
+                operations.floating_point,
+                operations.integer,
+            )
         await self._judge(end, launcher)
         await self._copy_out()
         if sanitizes:
             await self._sanitize(launcher)
-        self._progress.task_done()
+        self._progress.end_task()
 
     def _enter(self, activity: str, text: str, *arguments: str) -> None:
         self._progress.activity = activity
@@ -153,6 +166,30 @@ class TaskRun:
                 )
         return end
 
+    async def _hear_often(self) -> None:
+        """Let the progress know what the guest says, beside the program."""
+        while True:
+            for _ in range(_SECONDS_PER_REPORT):
+                await next_second()
+            await self._run_state.may_run()
+            await self._hear()
+
+    async def _hear(self) -> None:
+        task, guest, progress = self._task, self._machine.guest, self._progress
+        if name := task.fraction_done_filename:
+            end = await guest.tail(posixpath.join(task.datadir, name), limit_bytes=reports.FRACTION_DONE_BYTES)
+            if end and (fraction := reports.fraction_done(end)) is not None:
+                progress.fraction_of_task(fraction)
+        if task.partial_credit:
+            report = posixpath.join(task.datadir, task.credit_report)
+            end = await guest.tail(report, limit_bytes=reports.CREDIT_REPORT_BYTES)
+            if end and (operations := reports.operations(end)):
+                progress.computed(operations)
+        if task.cpu_time_basis is CpuTimeBasis.GUEST:
+            said = await guest.read(reports.CPU_TIMES, limit_bytes=reports.CPU_TIMES_BYTES)
+            if said and (seconds := reports.cpu_time_s(said)) is not None:
+                progress.cpu_time.guest_says(seconds)
+
     async def _judge(self, end: ProgramEnd, launcher: Launcher) -> None:
         log.info("Program done: %s, %.2f s of CPU time in the guest", end, end.user_s + end.system_s)
         if end.status != 0:
@@ -217,19 +254,11 @@ def _put_in_place(files: Mapping[Path, Path]) -> None:
     """Rename each file onto its place, once its bytes are on the disk."""
     for arrived, place in files.items():
         with _writing_output(place):
-            _sync(arrived)
+            sync(arrived)
             arrived.replace(place)
     for folder in {place.parent for place in files.values()}:
         with _writing_output(folder):
-            _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(folder)
 
 
 @contextmanager

@@ -2,30 +2,36 @@
 
 import asyncio
 import logging
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi, Request
+from vmwrapper.checkpoint import count_try, fingerprint, last_record, remove_record, write_record
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, VmwrapperError
+from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, TemporaryFailure, VmwrapperError
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
 from vmwrapper.hypervisor.interface import Hypervisor, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.registry import Registry
+from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 from vmwrapper.keeper import Keeper
-from vmwrapper.progress import Progress
+from vmwrapper.limits import check_memory, niceness, watch_disk
+from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.task_run import TaskRun
 
 log = logging.getLogger(__name__)
 
 BOOT_LIMIT_S = 300.0
+CREDIT_TRICKLE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,8 @@ class Options:
     backend: str | None = None
     """Overrides the job's own choice."""
     boot_limit_s: float = BOOT_LIMIT_S
+    trickle_period_s: float | None = None
+    """How often the server is told of the CPU time by a trickle-up, in running time."""
     keep: bool = False
     """Leave the machine in which the job ended for a look, until the request to quit."""
 
@@ -52,26 +60,51 @@ class Episode:
     async def run(self, job_file: Path) -> None:
         """Run the whole job. Raises VmwrapperError for whatever kept it from its end."""
         async with beside(self._obey()), self._api.episode():
-            job = read_job(job_file)
-            backends = [
-                await self._registry.choose(self._options.backend or task.backend, self._run_state.clock)
-                for task in job.tasks
-            ]
-            suffixes = [backend.image_suffixes for backend in backends]
-            tasks = resolve_job(
-                job,
-                job_file,
-                self._api.resolve,
-                slot=self._api.slot,
-                project_dir=self._api.project_dir,
-                image_suffixes=suffixes,
-            )
-            progress = Progress([task.weight for task in job.tasks])
-            async with beside(self._report(progress)):
-                for number, (task, backend) in enumerate(zip(tasks, backends, strict=True), start=1):
+            try:
+                await self._run_job(job_file)
+            except TemporaryFailure as failure:
+                if self._api.restarts:
+                    count_try(self._api.slot, failure)
+                raise
+            except VmwrapperError:
+                self._forget()
+                raise
+            self._forget()
+
+    def _forget(self) -> None:
+        """By hand, the next run is another one. A client removes the slot, or starts us again to hear of the end."""
+        if not self._api.restarts:
+            remove_record(self._api.slot)
+
+    async def _run_job(self, job_file: Path) -> None:
+        job = read_job(job_file)
+        backends = [await self._choose(task) for task in job.tasks]
+        tasks = resolve_job(
+            job,
+            job_file,
+            self._api.resolve,
+            slot=self._api.slot,
+            project_dir=self._api.project_dir,
+            image_suffixes=[backend.image_suffixes for backend in backends],
+        )
+        record = last_record(self._api.slot, fingerprint(job_file, tasks), self._api.init_data)
+        progress = Progress(
+            [task.weight for task in job.tasks],
+            record,
+            self._run_state.clock,
+            expected_s=expected_s(self._api.init_data),
+        )
+        async with beside(self._report(progress), self._trickle(job, progress), self._watch_disk(tasks)):
+            for number, (task, backend) in enumerate(zip(tasks, backends, strict=True), start=1):
+                if number > record.tasks_done:
                     log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
                     await self._run_task(task, backend, progress, is_last=number == len(tasks))
-            self._api.report(progress.status())
+                    self._checkpoint(progress)
+        self._api.report(progress.status())
+
+    async def _choose(self, task: Task) -> Hypervisor:
+        check_memory(task.memory_mib, self._api.init_data.rsc_memory_bound_bytes)
+        return await self._registry.choose(self._options.backend or task.backend, self._run_state.clock)
 
     async def _run_task(
         self, resolved: ResolvedTask, hypervisor: Hypervisor, progress: Progress, *, is_last: bool
@@ -86,10 +119,12 @@ class Episode:
                 memory_mib=task.memory_mib,
                 cpus=task.cpus,
                 scratch_mib=task.scratch_mib,
+                niceness=niceness(self._api.init_data) if self._api.restarts else None,
             )
             async with hypervisor.machine(spec, self._run_state.clock) as machine:
                 log.info("Machine created: %d MiB, %d CPU(s)", task.memory_mib, task.cpus)
-                progress.follow(machine.cpu_time_s)
+                progress.cpu_time.begin_task(machine.cpu_time_s, basis=task.cpu_time_basis, cpus=task.cpus)
+                progress.machine_bytes = machine.working_set_bytes
                 run = TaskRun(
                     resolved,
                     machine,
@@ -100,6 +135,12 @@ class Episode:
                 keep = self._options.keep
                 kept = self._keeper.kept(task, machine, directory, progress, is_last=is_last) if keep else None
                 await run.run(kept=kept)
+            progress.cpu_time.end_task()
+
+    def _checkpoint(self, progress: Progress) -> None:
+        record = progress.record()
+        write_record(self._api.slot, record)
+        progress.checkpointed(record)
 
     async def _obey(self) -> NoReturn:
         """Do what the client wants, at any moment."""
@@ -121,6 +162,24 @@ class Episode:
             self._api.report(progress.status())
             await next_second()
 
+    async def _trickle(self, job: Job, progress: Progress) -> None:
+        """Tell the server now and then what it may give credit for."""
+        reports_credit = any(task.partial_credit for task in job.tasks)
+        period_s = self._options.trickle_period_s or (CREDIT_TRICKLE_S if reports_credit else math.inf)
+        told_at_s = progress.elapsed_s
+        while True:
+            await next_second()
+            if progress.elapsed_s - told_at_s >= period_s:
+                told_at_s = progress.elapsed_s
+                try:
+                    await self._api.send_trickle_up(TRICKLE_VARIETY, credit_message(progress.status(), told_at_s))
+                except TimeoutError:
+                    log.warning("A trickle-up is not sent: the client has not taken the last one")
+
+    async def _watch_disk(self, tasks: Sequence[ResolvedTask]) -> NoReturn:
+        outputs = [file for task in tasks for file in task.outputs.values()]
+        await watch_disk(self._api.slot, outputs, self._api.init_data.rsc_disk_bound_bytes)
+
 
 def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Options) -> int:
     """Run a job file's job from start to end, and return the exit status for the process."""
@@ -131,7 +190,9 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
     try:
         asyncio.run(story())
     except VmwrapperError as error:
-        return api.end(error)
+        status = api.end(error)
+        log.log(logging.INFO if status else logging.DEBUG, "Exit status %d: %s", status, ExitStatus.of(status).meaning)
+        return status
     return api.end(None)
 
 

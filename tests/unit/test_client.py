@@ -519,7 +519,7 @@ class TestEnd:
             (AbortRequested("aborted"), 194, {}),
             (ProgramFailed("failed"), 195, {}),
             (JobFileMissing("missing"), 148, {}),
-            (MachineExited("killed"), 0, {"boinc_temporary_exit": "60\nkilled\n"}),
+            (MachineExited("killed"), 0, {"boinc_temporary_exit": "15\nkilled\n"}),
             (NoUsableHypervisor("none"), 0, {"boinc_temporary_exit": "3600\nnone\nnotice\n"}),
         ],
     )

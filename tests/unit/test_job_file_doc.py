@@ -1,11 +1,13 @@
 """docs/job-file.md leaves nothing out that a job file can say, or a run can end with."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from vmwrapper import errors
+from vmwrapper.errors import VmwrapperError
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.job.vmapps import _NOT_YET, _TAGS
 
 ROOT = Path(__file__).parents[2]
@@ -31,5 +33,18 @@ def test_every_tag_is_in_the_table_of_the_readme(tag: str) -> None:
 
 
 def test_every_exit_status_is_explained() -> None:
-    statuses = [value for name, value in vars(errors).items() if name.startswith("EXIT_")]
-    assert [status for status in statuses if f"\n| {status} | " not in DOC] == []
+    explained = {
+        int(number) for row in re.findall(r"^\| ([0-9, ]+) \|", DOC, re.MULTILINE) for number in row.split(",")
+    }
+    assert {error.exit_status for error in all_errors(VmwrapperError)} - explained == set()
+
+
+def test_every_exit_status_is_in_the_table_for_administrators() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| (.*) \|$", (ROOT / "docs/boinc.md").read_text(), re.MULTILINE)
+    assert rows == [(str(int(status)), status.name, status.meaning) for status in ExitStatus]
+
+
+def all_errors(error: type[VmwrapperError]) -> Iterator[type[VmwrapperError]]:
+    yield error
+    for kind in error.__subclasses__():
+        yield from all_errors(kind)

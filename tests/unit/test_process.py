@@ -77,10 +77,10 @@ class TestComplete:
     async def test_on_a_stopped_clock_it_begins_stopped(self) -> None:
         clock = RunningClock()
         clock.stop()
-        answering = asyncio.create_task(process.complete(["echo", "x"], limit_s=5, clock=clock))
-        while not children():
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        slow = ["sh", "-c", "sleep 0.3; echo x"]  # so that it can be stopped before its end
+        answering = asyncio.create_task(process.complete(slow, limit_s=5, clock=clock))
+        await asyncio.sleep(1)
+        assert not answering.done()
         clock.go()
         assert (await answering).stdout == b"x\n"
 

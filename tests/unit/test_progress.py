@@ -1,48 +1,162 @@
-"""Fractions and CPU times over all tasks of a job."""
+"""Fractions and operations over all tasks of a job, in simulated time."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmwrapper.progress import Progress
+from vmwrapper.boinc.api import Operations
+from vmwrapper.boinc.init_data import HostInfo, InitData
+from vmwrapper.checkpoint import Record
+from vmwrapper.clock import RunningClock
+from vmwrapper.job.model import CpuTimeBasis
+from vmwrapper.progress import Progress, credit_message, estimated_fraction, expected_s
+
+from . import simulated_time
+
+
+def during(
+    story: Callable[[Progress, RunningClock], Coroutine[None, None, None]],
+    weights: Sequence[float] = (1,),
+    record: Record | None = None,
+) -> None:
+    """Tell a story in simulated time about a job that should take 1,000 s."""
+
+    async def told() -> None:
+        clock = RunningClock()
+        await story(Progress(weights, record or Record(job="j"), clock, expected_s=1000), clock)
+
+    simulated_time.run(told())
 
 
 def test_nothing_is_done_at_first() -> None:
-    status = Progress([1, 1]).status()
-    assert (status.fraction_done, status.cpu_time_s, status.activity) == (0, 0, "starting")
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        status = progress.status()
+        assert (status.fraction_done, status.cpu_time_s, status.activity) == (0, 0, "starting")
+        assert status.operations is None
+        assert (status.working_set_bytes or 0) > 1e6
+
+    during(story)
 
 
 def test_weights_are_shares() -> None:
-    progress = Progress([1, 3])
-    progress.task_done()
-    assert progress.status().fraction_done == 0.25
-    progress.task_done()
-    assert progress.status().fraction_done == 1
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.end_task()
+        assert progress.status().fraction_done == 0.25
+        progress.begin_task()
+        progress.fraction_of_task(0.5)
+        assert progress.status().fraction_done == 0.25 + 0.75 / 2
+        progress.end_task()
+        assert progress.status().fraction_done == 1
+
+    during(story, [1, 3])
 
 
-def test_cpu_times_of_machines_add_up() -> None:
-    progress = Progress([1, 1])
-    first, second = iter([1.0, 2.0, 5.0]), iter([0.0, 7.0])
-    progress.follow(lambda: next(first))
-    assert [progress.status().cpu_time_s for _ in range(2)] == [1, 2]
-    progress.follow(lambda: next(second))
-    assert [progress.status().cpu_time_s for _ in range(2)] == [5, 12]
+def test_an_earlier_episode_counts() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        await asyncio.sleep(5)
+        status = progress.status()
+        assert status.fraction_done == 0.5
+        assert (status.cpu_time_s, status.checkpoint_cpu_time_s, progress.elapsed_s) == (7, 7, 16)
+        assert status.operations == Operations(floating_point=2e9, integer=0)
+
+    during(story, [1, 1], Record(job="j", tasks_done=1, cpu_time_s=7, elapsed_s=11, floating_point_operations=2e9))
 
 
-def test_the_activity_is_passed_on() -> None:
-    progress = Progress([1])
-    progress.activity = "booting"
-    assert progress.status().activity == "booting"
+def test_the_checkpoint_is_told_when_it_is_on_the_disk() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.cpu_time.begin_task(lambda: 3.0, basis=CpuTimeBasis.HOST, cpus=4)
+        await asyncio.sleep(10)
+        progress.cpu_time.end_task()
+        progress.end_task()
+        record = progress.record()
+        assert (record.job, record.tasks_done, record.elapsed_s) == ("j", 1, 10)
+        assert progress.status().checkpoint_cpu_time_s == 0
+        progress.checkpointed(record)
+        assert progress.status().checkpoint_cpu_time_s == record.cpu_time_s >= 3
+
+    during(story, [1, 1])
+
+
+def test_a_program_that_tells_nothing_comes_near_its_end_but_never_there() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.begin_task()
+        await asyncio.sleep(500)
+        assert progress.status().fraction_done == pytest.approx(0.5)
+        clock.stop()
+        await asyncio.sleep(5000)
+        assert progress.status().fraction_done == pytest.approx(0.5)
+        clock.go()
+        await asyncio.sleep(5e5)
+        assert 0.99 < progress.status().fraction_done < 1
+
+    during(story)
+
+
+def test_what_the_program_says_counts_and_never_falls() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.begin_task()
+        await asyncio.sleep(500)
+        progress.status()
+        progress.fraction_of_task(0.2)
+        assert progress.status().fraction_done == pytest.approx(0.5)  # as it was estimated
+        progress.fraction_of_task(0.75)
+        progress.fraction_of_task(0.7)
+        assert progress.status().fraction_done == 0.75
+
+    during(story)
+
+
+def test_operations_add_up_and_never_fall() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.computed(Operations(floating_point=3, integer=10))
+        progress.computed(Operations(floating_point=2, integer=11))
+        progress.end_task()
+        progress.computed(Operations(floating_point=1, integer=1))
+        assert progress.status().operations == Operations(floating_point=4, integer=12)
+
+    during(story, [1, 1])
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(1e-3, 1e9))
+def test_an_estimate_grows_with_time_and_stays_below_1(a: float, b: float, expected: float) -> None:
+    earlier, later = sorted([a, b])
+    assert 0 <= estimated_fraction(earlier, expected) <= estimated_fraction(later, expected)
+    assert estimated_fraction(min(later, 1e12 * expected), expected) < 1
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=50))
 def test_the_fraction_never_falls_and_ends_at_1(weights: list[float]) -> None:
-    progress = Progress(weights)
-    fractions = [progress.status().fraction_done]
-    for _ in weights:
-        progress.task_done()
-        fractions.append(progress.status().fraction_done)
-    assert fractions == sorted(fractions)
-    assert fractions[0] == 0
-    assert fractions[-1] == pytest.approx(1)
-    assert fractions[-1] <= 1
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        fractions = [progress.status().fraction_done]
+        for _ in weights:
+            progress.begin_task()
+            await asyncio.sleep(10)
+            fractions.append(progress.status().fraction_done)
+            progress.end_task()
+            fractions.append(progress.status().fraction_done)
+        assert fractions == sorted(fractions)
+        assert fractions[0] == 0
+        assert fractions[-1] == pytest.approx(1)
+        assert fractions[-1] <= 1
+
+    during(story, weights)
+
+
+def test_how_long_a_job_should_take() -> None:
+    job = {"project_dir": "/p", "result_name": "r"}
+    fast = HostInfo(p_fpops=1e9)
+    assert expected_s(InitData(**job, rsc_fpops_est=4e12, host_info=fast, ncpus=2)) == 2000  # type: ignore[arg-type]
+    assert expected_s(InitData(**job, rsc_fpops_est=4e12)) is None  # type: ignore[arg-type]
+    assert expected_s(InitData(**job, host_info=fast)) is None  # type: ignore[arg-type]
+
+
+def test_the_message_to_the_server() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        assert credit_message(progress.status(), 9.5) == "<cpu_time>7.000000</cpu_time>\n<runtime>9.500000</runtime>\n"
+        progress.computed(Operations(floating_point=3, integer=10))
+        assert "<fpops>3.000000</fpops>\n<intops>10.000000</intops>\n" in credit_message(progress.status(), 9.5)
+
+    during(story, record=Record(job="j", cpu_time_s=7))

@@ -48,10 +48,10 @@ def test_finish(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "content"),
     [
-        (MachineExited("it was\nkilled"), "60\nit was\\nkilled\n"),
+        (MachineExited("it was\nkilled"), "15\nit was\\nkilled\n"),
         (SlotBusy("busy"), "600\nbusy\n"),
         (NoUsableHypervisor("install QEMU"), "3600\ninstall QEMU\nnotice\n"),
-        (MachineExited("é" * 1000), f"60\n{'é' * 127}\n"),
+        (MachineExited("é" * 1000), f"15\n{'é' * 127}\n"),
     ],
 )
 def test_temporary_exit(tmp_path: Path, error: TemporaryFailure, content: str) -> None:

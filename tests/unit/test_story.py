@@ -5,25 +5,21 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vmwrapper.boinc.api import Request, Status
+from vmwrapper.boinc.api import Operations, Request, Status
 from vmwrapper.boinc.standalone import Standalone
+from vmwrapper.checkpoint import RECORD_FILE
 from vmwrapper.errors import (
-    EXIT_ABORTED_BY_CLIENT,
-    EXIT_CHILD_FAILED,
-    EXIT_INIT_FAILURE,
-    EXIT_INTERRUPTED,
-    EXIT_NO_JOB_FILE,
-    EXIT_TEMPORARY,
-    EXIT_TIME_LIMIT_EXCEEDED,
     GuestPanicked,
     GuestPoweredOff,
     MachineExited,
     VmwrapperError,
 )
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.hypervisor.interface import MIB
 from vmwrapper.hypervisor.memory import IMAGE, STDERR, MemoryGuest, MemoryHypervisor, Power, Program
 from vmwrapper.hypervisor.registry import Registry
@@ -58,6 +54,7 @@ class Client(Standalone):
         self.plan: list[tuple[float, Request]] = []
         """Seconds from the beginning of the episode, and what is wanted then."""
         self.took_s = 0.0
+        self.trickles: list[tuple[str, str]] = []
         super().__init__(slot, result_name="result", show=self.statuses.append)
 
     @asynccontextmanager
@@ -71,6 +68,9 @@ class Client(Standalone):
                 yield
         finally:
             self.took_s = loop.time() - began_s
+
+    async def send_trickle_up(self, variety: str, text: str) -> None:
+        self.trickles.append((variety, text))
 
     def want(self, request: Request) -> None:
         self._requests.put_nowait(request)
@@ -142,13 +142,20 @@ def task(*lines: str, program: str = "program") -> str:
 COPIES = task("<data>in.dat</data>", "<output>out.dat</output>")
 
 
-def run(client: Client, hypervisor: MemoryHypervisor, *tasks: str, boot_limit_s: float = 300.0) -> int:
+def run(
+    client: Client,
+    hypervisor: MemoryHypervisor,
+    *tasks: str,
+    boot_limit_s: float = 300.0,
+    trickle_period_s: float | None = None,
+) -> int:
     """Run a job of these tasks in simulated time, and see that nothing is left of it."""
     job_file = client.slot / "job.xml"
     job_file.write_text("\n".join(["<job_desc>", *tasks, "</job_desc>"]))
 
     async def story() -> None:
-        await Episode(client, Registry((hypervisor,)), Options(boot_limit_s=boot_limit_s)).run(job_file)
+        options = Options(boot_limit_s=boot_limit_s, trickle_period_s=trickle_period_s)
+        await Episode(client, Registry((hypervisor,)), options).run(job_file)
 
     try:
         simulated_time.run(story())
@@ -156,7 +163,8 @@ def run(client: Client, hypervisor: MemoryHypervisor, *tasks: str, boot_limit_s:
     except VmwrapperError as error:
         status = client.end(error)
     assert all(machine.power is Power.OFF for machine in hypervisor.machines)
-    assert [path for path in client.slot.iterdir() if path.name.startswith((".vmwrapper", "boinc_"))] == []
+    left = {path.name for path in client.slot.iterdir() if path.name.startswith((".vmwrapper", "boinc_"))}
+    assert left <= {RECORD_FILE}
     return status
 
 
@@ -208,11 +216,14 @@ class TestSuccess:
         assert run(client, in_memory(computes(100)), *tasks) == 0
         *each_second, last = client.statuses
         fractions = [status.fraction_done for status in each_second]
-        assert fractions[:100] == [0] * 100
-        assert fractions[105:] == [0.25] * len(fractions[105:])
-        assert (last.fraction_done, last.cpu_time_s) == (1, pytest.approx(200))
+        assert fractions == sorted(fractions)
+        assert fractions[99] < 0.25 <= fractions[101] < fractions[199] < 1
+        assert last.fraction_done == 1
+        assert last.cpu_time_s == pytest.approx(200, abs=0.5)
         for second, status in enumerate(each_second):
-            assert status.cpu_time_s == pytest.approx(second, abs=0.01)
+            assert status.cpu_time_s == pytest.approx(second, abs=0.5)
+        safe = sorted({status.checkpoint_cpu_time_s for status in client.statuses})
+        assert safe == [0, pytest.approx(100, abs=1.5), pytest.approx(200, abs=1.5)]
         assert "running" in {status.activity for status in client.statuses}
 
     def test_inputs_and_program_are_removed_in_the_guest(self, client: Client) -> None:
@@ -220,6 +231,149 @@ class TestSuccess:
         assert run(client, hypervisor, COPIES) == 0
         [machine] = hypervisor.machines
         assert {path for path in machine.guest.files if path.startswith("/tmp/")} == {"/tmp/out.dat"}
+
+
+class TestProgressOfTheProgram:
+    """What the guest says of itself by files, and the client hears."""
+
+    def test_the_fraction_done(self, client: Client) -> None:
+        async def compute(guest: MemoryGuest) -> int:
+            for said in (b"0.25\n", b"nonsense", b"0.1", b"0.75", b"1.5"):
+                guest.write("/tmp/fraction", said)
+                await guest.compute(20)
+            return await copy(guest)
+
+        asked = COPIES.replace("<data>", "<fraction_done_filename>fraction</fraction_done_filename><data>")
+        assert run(client, in_memory(compute), asked) == 0
+        fractions = [client.statuses[second].fraction_done for second in (15, 35, 55, 75, 95)]
+        assert fractions == [0.25, 0.25, 0.25, 0.75, 0.75]
+
+    def test_the_credit_report(self, client: Client) -> None:
+        async def compute(guest: MemoryGuest) -> int:
+            guest.write("/tmp/creditreport", b"5e9 7e6\n")
+            await guest.compute(5000)
+            guest.write("/tmp/creditreport", b"6e9 8e6\n")
+            return await copy(guest)
+
+        asked = COPIES.replace("<data>", "<partial_credit>1</partial_credit><data>")
+        assert run(client, in_memory(compute), asked) == 0
+        assert client.statuses[10].operations == Operations(floating_point=5e9, integer=7e6)
+        assert client.statuses[-1].operations == Operations(floating_point=6e9, integer=8e6)
+        [(variety, text)] = client.trickles
+        assert variety == "cpu_time"
+        assert "<runtime>3600.0" in text
+        assert "<fpops>5000000000.000000</fpops>\n<intops>7000000.000000</intops>\n" in text
+
+    def test_trickles_as_often_as_asked(self, client: Client) -> None:
+        assert run(client, in_memory(computes(100)), COPIES, trickle_period_s=30) == 0
+        assert len(client.trickles) == 3
+        assert all("<cpu_time>" in text and "<fpops>" not in text for _, text in client.trickles)
+
+    @pytest.mark.parametrize(("basis", "cpu_time_s"), [("host", 100), ("elapsed", 100), ("guest", 30)])
+    def test_which_time_counts(self, client: Client, basis: str, cpu_time_s: float) -> None:
+        async def compute(guest: MemoryGuest) -> int:
+            await guest.compute(100)
+            guest.write("/proc/stat", b"cpu  1000 0 2000 4 5 0 0 0 0 0\n")
+            return await copy(guest)
+
+        asked = COPIES.replace("<data>", f"<cpu_time_basis>{basis}</cpu_time_basis><data>")
+        assert run(client, in_memory(compute), asked) == 0
+        assert client.statuses[-1].cpu_time_s == pytest.approx(cpu_time_s, abs=1)
+
+
+class TestRestarting:
+    """Under a client, which starts a job again in the same slot."""
+
+    def episode(self, slot: Path, *plan: tuple[float, Request], by_hand: bool = False) -> Client:
+        client = Client(slot)
+        client.restarts = not by_hand
+        client.plan = [*plan]
+        return client
+
+    @pytest.fixture
+    def hypervisor(self, slot: Path) -> MemoryHypervisor:
+        (slot / "second").write_bytes(b"")
+        return MemoryHypervisor({"program": computes(100), "second": computes(50)})
+
+    TASKS = (COPIES, task("<data>in.dat</data>", program="second"))
+
+    def test_a_task_that_is_done_stays_done(self, slot: Path, hypervisor: MemoryHypervisor) -> None:
+        assert run(self.episode(slot, (120, Request.QUIT)), hypervisor, *self.TASKS) == ExitStatus.INTERRUPTED
+        again = self.episode(slot)
+        assert run(again, hypervisor, *self.TASKS) == 0
+        assert len(hypervisor.machines) == 3
+        assert again.took_s == pytest.approx(50, abs=2)
+        first, last = again.statuses[0], again.statuses[-1]
+        assert first.fraction_done == 0.5
+        assert first.cpu_time_s == first.checkpoint_cpu_time_s == pytest.approx(100, abs=1)
+        assert last.cpu_time_s == pytest.approx(150, abs=1)
+
+    def test_a_job_that_is_done_only_says_so_again(self, slot: Path, hypervisor: MemoryHypervisor) -> None:
+        assert run(self.episode(slot), hypervisor, *self.TASKS) == 0
+        again = self.episode(slot)
+        assert run(again, hypervisor, *self.TASKS) == 0
+        assert len(hypervisor.machines) == 2
+        assert again.took_s < 1
+
+    def test_another_job_begins_anew(self, slot: Path, hypervisor: MemoryHypervisor) -> None:
+        assert run(self.episode(slot), hypervisor, *self.TASKS) == 0
+        (slot / "in.dat").write_bytes(b"other input")
+        assert run(self.episode(slot), hypervisor, *self.TASKS) == 0
+        assert len(hypervisor.machines) == 4
+        assert (slot / "out.dat").read_bytes() == b"OTHER INPUT"
+
+    def test_what_fails_for_a_time_is_tried_again_later_and_later(self, slot: Path) -> None:
+        async def end(guest: MemoryGuest) -> int:
+            guest.machine.end(MachineExited("killed"))
+            return 0
+
+        delays = []
+        for _ in range(12):
+            client = self.episode(slot)
+            assert run(client, in_memory(end), COPIES) == ExitStatus.TEMPORARY
+            assert isinstance(client.error, MachineExited)
+            delays.append(client.error.retry_after_s)
+        assert delays[:3] == [15, 30, 60]
+        client = self.episode(slot)
+        assert run(client, in_memory(end), COPIES) == ExitStatus.SUB_TASK_FAILURE
+        assert client.message == "killed (given up after 13 tries in a row)"
+
+    def test_by_hand_an_interruption_is_remembered_until_the_end(
+        self, slot: Path, hypervisor: MemoryHypervisor
+    ) -> None:
+        interrupted = self.episode(slot, (120, Request.QUIT), by_hand=True)
+        assert run(interrupted, hypervisor, *self.TASKS) == ExitStatus.INTERRUPTED
+        assert run(self.episode(slot, by_hand=True), hypervisor, *self.TASKS) == 0
+        assert len(hypervisor.machines) == 3
+        assert not (slot / RECORD_FILE).exists()
+
+    def test_by_hand_a_failure_is_not(self, slot: Path) -> None:
+        async def fail(guest: MemoryGuest) -> int:
+            return 1
+
+        (slot / "second").write_bytes(b"")
+        hypervisor = MemoryHypervisor({"program": copy, "second": fail})
+        assert run(self.episode(slot, by_hand=True), hypervisor, *self.TASKS) == ExitStatus.CHILD_FAILED
+        assert not (slot / RECORD_FILE).exists()
+
+
+class TestLimits:
+    def test_more_memory_than_the_workunit_allows(self, client: Client) -> None:
+        client.init_data = replace(client.init_data, rsc_memory_bound_bytes=100 * MIB)
+        assert run(client, in_memory(copy), COPIES) == ExitStatus.MEM_LIMIT_EXCEEDED
+        assert "256 MiB" in client.message
+
+    def test_more_of_the_disk_than_the_workunit_allows(self, client: Client, slot: Path) -> None:
+        client.init_data = replace(client.init_data, rsc_disk_bound_bytes=2 * MIB)
+
+        async def fill(guest: MemoryGuest) -> int:
+            await guest.compute(15)
+            (slot / "overlay").write_bytes(bytes(3 * MIB))
+            await guest.compute(1000)
+            return 0
+
+        assert run(client, in_memory(fill), COPIES) == ExitStatus.DISK_LIMIT_EXCEEDED
+        assert client.took_s == pytest.approx(20, abs=1)
 
 
 class TestSuspending:
@@ -250,7 +404,7 @@ class TestSuspending:
         assert client.took_s == pytest.approx(130, abs=1.5)
 
     @pytest.mark.parametrize(
-        ("request_", "status"), [(Request.QUIT, EXIT_INTERRUPTED), (Request.ABORT, EXIT_ABORTED_BY_CLIENT)]
+        ("request_", "status"), [(Request.QUIT, ExitStatus.INTERRUPTED), (Request.ABORT, ExitStatus.ABORTED_BY_CLIENT)]
     )
     def test_quit_and_abort_are_obeyed(self, client: Client, request_: Request, status: int) -> None:
         client.plan = [(1, Request.SUSPEND), (3, request_)]
@@ -261,7 +415,7 @@ class TestSuspending:
 class TestEndingEarly:
     @pytest.mark.parametrize("phase", PHASES)
     @pytest.mark.parametrize(
-        ("request_", "status"), [(Request.QUIT, EXIT_INTERRUPTED), (Request.ABORT, EXIT_ABORTED_BY_CLIENT)]
+        ("request_", "status"), [(Request.QUIT, ExitStatus.INTERRUPTED), (Request.ABORT, ExitStatus.ABORTED_BY_CLIENT)]
     )
     def test_in_any_phase(self, client: Client, slot: Path, request_: Request, status: int, phase: str) -> None:
         (slot / "out.dat").write_bytes(b"earlier")
@@ -275,13 +429,13 @@ class TestEndingEarly:
     def test_in_a_slow_copy(self, client: Client) -> None:
         client.plan = [(2, Request.ABORT)]
         hypervisor = MemoryHypervisor({"program": copy}, put_s=100)
-        assert run(client, hypervisor, COPIES) == EXIT_ABORTED_BY_CLIENT
+        assert run(client, hypervisor, COPIES) == ExitStatus.ABORTED_BY_CLIENT
         assert client.took_s == 2
 
     def test_before_anything(self, client: Client) -> None:
         client.want(Request.ABORT)
         hypervisor = in_memory(copy, boot_s=10)
-        assert run(client, hypervisor, COPIES) == EXIT_ABORTED_BY_CLIENT
+        assert run(client, hypervisor, COPIES) == ExitStatus.ABORTED_BY_CLIENT
         assert client.took_s == 0
 
 
@@ -291,7 +445,7 @@ class TestFailure:
             guest.write(STDERR, b"begin" + b"." * 5000 + b"the reason")
             return 3
 
-        assert run(client, in_memory(fail), COPIES) == EXIT_CHILD_FAILED
+        assert run(client, in_memory(fail), COPIES) == ExitStatus.CHILD_FAILED
         assert "program failed: exit status 3" in client.message
         assert client.message.endswith("the reason")
         assert "begin" not in client.message
@@ -302,13 +456,16 @@ class TestFailure:
             guest.write("/tmp/errors.txt", b"the reason")
             return 1
 
-        assert run(client, in_memory(fail), task("<stderr_filename>errors.txt</stderr_filename>")) == EXIT_CHILD_FAILED
+        assert (
+            run(client, in_memory(fail), task("<stderr_filename>errors.txt</stderr_filename>"))
+            == ExitStatus.CHILD_FAILED
+        )
         assert client.message.endswith("the reason")
 
     def test_a_missing_output(self, client: Client, slot: Path) -> None:
         (slot / "none.dat").write_bytes(b"earlier")
         outputs = [f"<output>{name}</output>" for name in ("none.dat", "out.dat", "neither.dat")]
-        assert run(client, in_memory(copy), task("<data>in.dat</data>", *outputs)) == EXIT_CHILD_FAILED
+        assert run(client, in_memory(copy), task("<data>in.dat</data>", *outputs)) == ExitStatus.CHILD_FAILED
         assert "none.dat, neither.dat" in client.message
         assert (slot / "out.dat").read_bytes() == b"INPUT"
         assert (slot / "none.dat").read_bytes() == b"earlier"
@@ -324,18 +481,18 @@ class TestFailure:
             guest.write("/tmp/out.dat", b"<soft_link>../../projects/P/main</soft_link>\n")
             return 0
 
-        assert run(client, in_memory(link), COPIES) == (EXIT_CHILD_FAILED if under_client else 0)
+        assert run(client, in_memory(link), COPIES) == (ExitStatus.CHILD_FAILED if under_client else 0)
         assert ("left a BOINC <soft_link> as out.dat" in client.message) is under_client
         assert (slot / "out.dat").exists() is not under_client
 
     def test_the_time_limit_of_the_job(self, client: Client) -> None:
         limited = COPIES.replace("<data>", "<time_limit>60</time_limit><data>")
-        assert run(client, in_memory(computes(100)), limited) == EXIT_TIME_LIMIT_EXCEEDED
+        assert run(client, in_memory(computes(100)), limited) == ExitStatus.TIME_LIMIT_EXCEEDED
         assert client.took_s == pytest.approx(60, abs=0.1)
         assert "60 s" in client.message
 
     def test_a_guest_that_does_not_get_ready(self, client: Client) -> None:
-        assert run(client, in_memory(copy, boot_s=math.inf), COPIES, boot_limit_s=60) == EXIT_CHILD_FAILED
+        assert run(client, in_memory(copy, boot_s=math.inf), COPIES, boot_limit_s=60) == ExitStatus.CHILD_FAILED
         assert client.took_s == pytest.approx(60)
         assert "60 s" in client.message
 
@@ -345,7 +502,7 @@ class TestFailure:
             await guest.compute(1000)
             return 0
 
-        assert run(client, in_memory(fall_silent), COPIES) == EXIT_CHILD_FAILED
+        assert run(client, in_memory(fall_silent), COPIES) == ExitStatus.CHILD_FAILED
         assert client.took_s == pytest.approx(30, abs=1)
 
     def test_a_guest_that_falls_silent_before_its_outputs_are_copied(self, client: Client) -> None:
@@ -353,14 +510,14 @@ class TestFailure:
             guest.machine.hypervisor.answer_s = math.inf
             return 0
 
-        assert run(client, in_memory(fall_silent), COPIES) == EXIT_TEMPORARY
+        assert run(client, in_memory(fall_silent), COPIES) == ExitStatus.TEMPORARY
 
     @pytest.mark.parametrize(
         ("error", "status"),
         [
-            (GuestPanicked("panic"), EXIT_CHILD_FAILED),
-            (GuestPoweredOff("off"), EXIT_CHILD_FAILED),
-            (MachineExited("killed"), EXIT_TEMPORARY),
+            (GuestPanicked("panic"), ExitStatus.CHILD_FAILED),
+            (GuestPoweredOff("off"), ExitStatus.CHILD_FAILED),
+            (MachineExited("killed"), ExitStatus.TEMPORARY),
         ],
     )
     def test_a_machine_that_ends(
@@ -381,7 +538,7 @@ class TestFailure:
         hypervisor = in_memory(copy, boot_s=10, answer_s=10)
         handler = WantsAt(phase, lambda: hypervisor.machines[0].end(MachineExited("killed")))
         with listening(handler):
-            assert run(client, hypervisor, COPIES) == EXIT_TEMPORARY
+            assert run(client, hypervisor, COPIES) == ExitStatus.TEMPORARY
         assert client.message == "killed"
 
     def test_outputs_that_are_too_large(self, client: Client, slot: Path) -> None:
@@ -392,20 +549,20 @@ class TestFailure:
 
         outputs = ["<output>out.dat</output>", "<output>large.dat</output>"]
         limits = ["<memory_mb>64</memory_mb>", "<disk_mb>0</disk_mb>"]
-        assert run(client, in_memory(write), task(*outputs, *limits)) == EXIT_CHILD_FAILED
+        assert run(client, in_memory(write), task(*outputs, *limits)) == ExitStatus.CHILD_FAILED
         assert not (slot / "out.dat").exists()
 
     def test_a_job_that_cannot_run(self, client: Client) -> None:
-        assert run(client, in_memory(copy), task("<data>missing.dat</data>")) == EXIT_INIT_FAILURE
+        assert run(client, in_memory(copy), task("<data>missing.dat</data>")) == ExitStatus.INIT_FAILURE
         assert "missing.dat" in client.message
 
     def test_an_image_that_the_hypervisor_cannot_use(self, client: Client, slot: Path) -> None:
         (slot / "guest.memory").write_bytes(b"something else")
-        assert run(client, in_memory(copy), COPIES) == EXIT_INIT_FAILURE
+        assert run(client, in_memory(copy), COPIES) == ExitStatus.INIT_FAILURE
 
     def test_no_job_file(self, client: Client, slot: Path) -> None:
         registry = Registry((in_memory(copy),))
-        assert run_episode(slot / "none.xml", client, registry, Options()) == EXIT_NO_JOB_FILE
+        assert run_episode(slot / "none.xml", client, registry, Options()) == ExitStatus.NO_JOB_FILE
         assert client.error
 
     def test_a_second_task_that_fails_keeps_the_outputs_of_the_first(self, client: Client, slot: Path) -> None:
@@ -414,6 +571,6 @@ class TestFailure:
 
         hypervisor = MemoryHypervisor({"program": copy, "second": fail})
         (slot / "second").write_bytes(b"")
-        assert run(client, hypervisor, COPIES, task(program="second")) == EXIT_CHILD_FAILED
+        assert run(client, hypervisor, COPIES, task(program="second")) == ExitStatus.CHILD_FAILED
         assert "second failed" in client.message
         assert (slot / "out.dat").read_bytes() == b"INPUT"

@@ -69,6 +69,10 @@ class AppApi(Protocol):
         """
 
     @property
+    def restarts(self) -> bool:
+        """Whether somebody starts us again after a temporary failure."""
+
+    @property
     def project(self) -> str:
         """The name of the project's directory, which stands for the project's address."""
 

@@ -23,7 +23,6 @@ from vmwrapper.boinc.trickles import TrickleDown, Trickles
 from vmwrapper.boinc.uploads import Uploads
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import (
-    EXIT_ABORTED_BY_CLIENT,
     ClientUnreachable,
     HostDiskFailed,
     QuitRequested,
@@ -31,6 +30,7 @@ from vmwrapper.errors import (
     TemporaryFailure,
     VmwrapperError,
 )
+from vmwrapper.exit_status import ExitStatus
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,13 @@ _POLL_S = 0.1
 _POLLS_PER_LOOK_FOR_CLIENT = 100
 _POLLS_WITHOUT_HEARTBEAT = 300
 _LAST_WORDS_S = 2.0
-_EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: EXIT_ABORTED_BY_CLIENT}
+_EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: ExitStatus.ABORTED_BY_CLIENT}
 
 
 class Client:
     """See `AppApi`. From its making on, signals do as `Signals` says; so it is made in the main thread."""
+
+    restarts = True
 
     _init_data: InitData
 

@@ -2,11 +2,10 @@
 
 import os
 import re
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 from vmwrapper.boinc.elements import unescaped
+from vmwrapper.durable import write_durably
 from vmwrapper.errors import HostDiskFailed, TemporaryFailure
 from vmwrapper.hostile import one_line
 
@@ -63,32 +62,3 @@ def write_temporary_exit(slot: Path, error: TemporaryFailure) -> None:
     reason = one_line(str(error)).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
     notice = "notice\n" if error.concerns_volunteer else ""
     write_durably(slot / TEMPORARY_EXIT_FILE, f"{error.retry_after_s}\n{reason}\n{notice}".encode())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file whole, so that it is there, or as it was, also after a power cut. Raises HostDiskFailed."""
-    scratch = path.with_name(f".vmwrapper-{path.name}")
-    try:
-        try:
-            with scratch.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-        except OSError:
-            with suppress(OSError):
-                scratch.unlink()
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise HostDiskFailed(f"can't write {path}: {error.strerror}") from error
-
-
-def _sync_folder(path: Path) -> None:
-    if sys.platform == "win32":  # which opens no folder
-        return
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

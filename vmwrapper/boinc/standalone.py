@@ -23,6 +23,7 @@ class Standalone:
     project = "standalone"
     project_dir = None
     network_suspended = False
+    restarts = False
 
     def __init__(self, slot: Path, *, result_name: str, show: Callable[[Status], None]) -> None:
         """`show` is called with each status."""

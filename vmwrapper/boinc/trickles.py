@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmwrapper.boinc.slot_files import write_durably
 from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.durable import write_durably
 
 log = logging.getLogger(__name__)
 

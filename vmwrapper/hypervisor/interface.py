@@ -81,6 +81,8 @@ class MachineSpec:
     cpus: int
     scratch_mib: int
     """Size of the empty second disk; 0 for none."""
+    niceness: int | None = None
+    """Of its processes, as POSIX has it, -20 to 19; None for ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,9 @@ class Guest(Protocol):
 
     async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
         """A small file's first `limit_bytes`, or None where there is none: cheap enough to ask each second."""
+
+    async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
+        """A file's last `limit_bytes`, or None where there is nothing that can be read: cheap, too."""
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         """Copy files of the host into a directory of the guest, which exists.
@@ -166,6 +171,9 @@ class Machine(Protocol):
 
     def cpu_time_s(self) -> float:
         """CPU time that the machine has used on the host since it was created. Never falls, also when it is off."""
+
+    def working_set_bytes(self) -> int:
+        """Memory of the host that the machine has in RAM; 0 when it is off."""
 
 
 class Hypervisor(Protocol):

@@ -154,6 +154,9 @@ class MemoryMachine:
     def cpu_time_s(self) -> float:
         return self._own_clock.elapsed_s
 
+    def working_set_bytes(self) -> int:
+        return 0 if self.power is Power.OFF else len(IMAGE)
+
     def end(self, error: VmwrapperError) -> None:
         """End by itself, as `watch` then tells it."""
         if self.power is not Power.OFF:
@@ -233,6 +236,11 @@ class MemoryGuest:
         async with self._bounded(_READING_LIMIT_S):
             file = self.files.get(path)
         return file.content[:limit_bytes] if file and file.regular else None
+
+    async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
+        async with self._bounded(_READING_LIMIT_S):
+            file = self.files.get(path)
+        return file.content[-limit_bytes:] if file and file.regular else None
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         loaded = {f"{directory}/{name}": await asyncio.to_thread(_load, path) for name, path in files.items()}

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 DEFAULT_IMAGE = "default"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_SCRATCH_MIB = 1024
+DEFAULT_CREDIT_REPORT = "/tmp/creditreport"  # noqa: S108  (in the guest)
 
 OWN_FILES = ("boinc_*", "init_data.xml", "job.xml", "vbox_job.xml", "stderr.txt", "trickle_up.xml", ".vmwrapper*")
 """Names in a slot that are neither written by a guest nor shown to one: the volunteer's authenticator is in there."""
@@ -44,6 +45,17 @@ def package_kind(name: str) -> PackageKind | None:
     return next((kind for suffix, kind in PACKAGE_SUFFIXES.items() if name.endswith(suffix)), None)
 
 
+class CpuTimeBasis(StrEnum):
+    """Which time counts as a task's CPU time."""
+
+    HOST = "host"
+    """What its machine and the wrapper have used of this computer."""
+    GUEST = "guest"
+    """What the guest's kernel says that it has worked."""
+    ELAPSED = "elapsed"
+    """The time that its machine was there and was allowed to run."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One program, run once in one virtual machine. Names are as written in the job file, not yet resolved."""
@@ -61,6 +73,7 @@ class Task:
     data: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
     partial_credit: bool = False
+    """Whether the program tells how much it has computed, by its credit report."""
     snapshots: bool = True
     """Whether periodic checkpoints are taken."""
     backend: str | None = None
@@ -79,6 +92,11 @@ class Task:
     stderr: str | None = None
     time_limit_s: float | None = None
     """Longest running time of the program."""
+    fraction_done_filename: str | None = None
+    """A file in the guest, absolute or relative to datadir, whose last number is the fraction done."""
+    credit_report: str = DEFAULT_CREDIT_REPORT
+    """A file in the guest, absolute or relative to datadir, which is looked at where `partial_credit` says so."""
+    cpu_time_basis: CpuTimeBasis = CpuTimeBasis.HOST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

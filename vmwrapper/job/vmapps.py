@@ -14,7 +14,7 @@ from typing import Any
 
 from lxml.etree import _Element as Element
 
-from vmwrapper.job.model import OWN_FILES, PACKAGE_SUFFIXES, Job, Task, is_own_file, package_kind
+from vmwrapper.job.model import OWN_FILES, PACKAGE_SUFFIXES, CpuTimeBasis, Job, Task, is_own_file, package_kind
 from vmwrapper.job.problems import Problems, excerpt, line_of
 
 _BLANKS = " \t\r\n"  # XML's own
@@ -80,6 +80,12 @@ def _guest_directory(text: str) -> str:
     return text
 
 
+def _guest_file(text: str) -> str:
+    if not text or text != posixpath.normpath(text) or text.startswith(("..", "//")) or _CONTROL_CHARACTER.search(text):
+        raise ValueError("must be a file in the guest: an absolute path, or one below datadir, without '.' and '..'")
+    return text
+
+
 def _name(text: str) -> str:
     components = re.split(r"[/\\]", text)
     controls = _CONTROL_CHARACTER_BUT_BLANK.search(text)
@@ -112,6 +118,10 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _cpu_time_basis(text: str) -> CpuTimeBasis:
+    return CpuTimeBasis(_one_of(*CpuTimeBasis)(text))
+
+
 @dataclass(frozen=True, slots=True)
 class _Tag:
     field: str
@@ -142,6 +152,9 @@ _TAGS = {
     "stderr_filename": _Tag("stderr", _name),
     "package": _Tag("packages", _package, repeats=True),
     "time_limit": _Tag("time_limit_s", _positive_number(1e9)),
+    "fraction_done_filename": _Tag("fraction_done_filename", _guest_file),
+    "credit_report": _Tag("credit_report", _guest_file),
+    "cpu_time_basis": _Tag("cpu_time_basis", _cpu_time_basis),
 }
 _REQUIRED = {"vm": "the base image, such as default", "innerjob": "the program"}
 _NOT_YET = {  # tag: values that ask for nothing, and why others are refused
@@ -149,8 +162,6 @@ _NOT_YET = {  # tag: values that ask for nothing, and why others are refused
         ("0",),
         "no network that QEMU can give keeps a guest from this computer's own servers and its neighbours",
     ),
-    "fraction_done_filename": ((), "this version reads no fraction done from the guest"),
-    "credit_report": ((), "this version can't be told where the guest's credit report is"),
     "checkpoint_interval": ((), "this version can't be told how often to checkpoint"),
 }
 _KNOWN_TAGS = (*_TAGS, *_NOT_YET)

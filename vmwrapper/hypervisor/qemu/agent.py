@@ -78,6 +78,21 @@ class Agent:
         await self.call("guest-file-close", handle=handle)
         return _decoded(answer, "buf-b64")[:limit_bytes]
 
+    async def tail(self, path: str, limit_bytes: int) -> bytes | None:
+        """The last bytes of a file, or None where the agent can't read it."""
+        try:
+            handle = await self.call("guest-file-open", path=path, mode="r")
+        except AgentRefused:
+            return None
+        with suppress(AgentRefused):  # of a shorter file all is read
+            await self.call("guest-file-seek", handle=handle, offset=-limit_bytes, whence="end")
+        try:
+            end = _decoded(await self.call("guest-file-read", handle=handle, count=limit_bytes), "buf-b64")
+        except AgentRefused:
+            end = None
+        await self.call("guest-file-close", handle=handle)
+        return end[-limit_bytes:] if end is not None else None
+
     async def _run(self, argv: Sequence[str], stdin: bytes, ending: asyncio.Event | None = None) -> CommandResult:
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:

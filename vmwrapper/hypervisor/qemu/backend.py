@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import JobError, NoUsableHypervisor, ProcessFailed, TemporaryFailure
+from vmwrapper.errors import HostMemoryShort, JobError, NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.interface import MIB, Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.qemu import accelerator
@@ -73,6 +73,11 @@ class QemuHypervisor:
         memory_here_mib = psutil.virtual_memory().total // MIB
         if spec.memory_mib > memory_here_mib:
             raise JobError(f"the job wants {spec.memory_mib} MiB of memory; this computer has {memory_here_mib} MiB")
+        memory_free_mib = psutil.virtual_memory().available // MIB
+        if spec.memory_mib > memory_free_mib:
+            raise HostMemoryShort(
+                f"the job wants {spec.memory_mib} MiB of memory, and just now {memory_free_mib} MiB are free"
+            )
         image = await open_base_image(spec.image, clock, qemu_img=self._qemu.img, cache=cache_folder())
         await asyncio.to_thread(_end_orphans, spec.identity)
         async with machine_files(image, spec, self._qemu.img, clock) as files:

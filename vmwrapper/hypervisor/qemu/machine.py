@@ -51,6 +51,10 @@ class QemuGuest:
         async with self._connected():
             return await self._agent.read(path, limit_bytes)
 
+    async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
+        async with self._connected():
+            return await self._agent.tail(path, limit_bytes)
+
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         async with self._connected():
             await self._data_port.put(files, directory)
@@ -129,7 +133,7 @@ class QemuMachine:
         argv = command(self._qemu, self._spec, self._image, self._files, sockets)
         log.debug("%s", command_line(argv))
         fds = [*sockets.values(), *self._files.descriptors()]
-        return await self._powered.enter_async_context(child(argv, pass_fds=fds))
+        return await self._powered.enter_async_context(child(argv, pass_fds=fds, niceness=self._spec.niceness))
 
     async def _connect(self, process: Child, ours: Mapping[str, socket.socket]) -> _Running:
         loop = asyncio.get_running_loop()
@@ -189,6 +193,9 @@ class QemuMachine:
 
     def cpu_time_s(self) -> float:
         return self._cpu_time_before_s + (self._running.child.cpu_time_s() if self._running else 0.0)
+
+    def working_set_bytes(self) -> int:
+        return self._running.child.working_set_bytes() if self._running else 0
 
 
 async def _verified(bundle: Bundle) -> None:

@@ -1,0 +1,165 @@
+"""The record: written whole, read as a stranger's."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmwrapper.boinc.init_data import InitData
+from vmwrapper.checkpoint import (
+    RECORD_FILE,
+    Record,
+    count_try,
+    fingerprint,
+    last_record,
+    read_record,
+    remove_record,
+    write_record,
+)
+from vmwrapper.errors import GivenUp, HostDiskFailed, MachineExited, NoUsableHypervisor
+from vmwrapper.job.model import Task
+from vmwrapper.job.resolve import ResolvedTask
+
+from .fuzzing import fuzzed
+
+RECORD = Record(job="abc", tasks_done=2, cpu_time_s=7.5, elapsed_s=9.25, integer_operations=1e12, failed_tries=3)
+
+
+def client(slot: Path, **figures: float) -> InitData:
+    return InitData(project_dir=slot, result_name="r", **figures)  # type: ignore[arg-type]
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_record(tmp_path) is None
+    write_record(tmp_path, RECORD)
+    write_record(tmp_path, RECORD)
+    assert read_record(tmp_path) == RECORD
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD_FILE]
+    remove_record(tmp_path)
+    remove_record(tmp_path)
+    assert read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"version": None},
+        {"tasks_done": -1},
+        {"tasks_done": 1.5},
+        {"tasks_done": True},
+        {"cpu_time_s": float("nan")},
+        {"cpu_time_s": float("inf")},
+        {"cpu_time_s": "7"},
+        {"job": 5},
+        {"more": 1},
+    ],
+)
+def test_what_makes_no_sense_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, change: object) -> None:
+    assert isinstance(change, dict)
+    (tmp_path / RECORD_FILE).write_text(json.dumps({"version": 1, **asdict(RECORD), **change}))
+    assert read_record(tmp_path) is None
+    assert "begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"version": 1}'])
+def test_what_is_no_record_is_not_used(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RECORD_FILE).write_bytes(content)
+    assert read_record(tmp_path) is None
+
+
+@fuzzed
+@given(
+    st.binary(max_size=300)
+    | st.dictionaries(
+        st.sampled_from(["version", *asdict(RECORD)]), st.integers() | st.floats() | st.text(max_size=5) | st.none()
+    ).map(lambda record: json.dumps(record).encode())
+)
+def test_any_content_is_a_record_or_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RECORD_FILE).write_bytes(content)
+    record = read_record(tmp_path)
+    assert record is None or record.tasks_done >= 0
+
+
+def test_a_folder_that_takes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(HostDiskFailed, match="can't write"):
+        write_record(tmp_path / "none", RECORD)
+
+
+class TestFingerprint:
+    def resolved(self, folder: Path) -> tuple[ResolvedTask, ...]:
+        first = Task(line=1, innerjob="program")
+        return (
+            ResolvedTask(
+                task=first,
+                image=folder / "image",
+                inputs={"program": folder / "program"},
+                packages={},
+                outputs={"out": folder / "out"},
+            ),
+            ResolvedTask(task=first, image=folder / "image", inputs={"out": folder / "out"}, packages={}, outputs={}),
+        )
+
+    def test_it_changes_with_what_the_job_reads(self, tmp_path: Path) -> None:
+        for name in ("job.xml", "image", "program"):
+            (tmp_path / name).write_bytes(b"1")
+        tasks = self.resolved(tmp_path)
+        before = fingerprint(tmp_path / "job.xml", tasks)
+        (tmp_path / "out").write_bytes(b"written by the first task, read by the second")
+        assert fingerprint(tmp_path / "job.xml", tasks) == before
+        for name in ("job.xml", "image", "program"):
+            (tmp_path / name).write_bytes(b"22")
+            changed = fingerprint(tmp_path / "job.xml", tasks)
+            assert changed != before
+            before = changed
+
+
+class TestLastRecord:
+    def test_of_the_same_job_it_counts(self, tmp_path: Path) -> None:
+        write_record(tmp_path, RECORD)
+        assert last_record(tmp_path, "abc", client(tmp_path, checkpoint_cpu_time_s=5)) == RECORD
+
+    def test_of_another_job_only_its_failures_count(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_record(tmp_path, RECORD)
+        assert last_record(tmp_path, "def", client(tmp_path)) == Record(job="def", failed_tries=3)
+        assert "begins anew" in caplog.text
+
+    def test_where_there_is_none_the_client_knows_the_figures(self, tmp_path: Path) -> None:
+        said = client(tmp_path, checkpoint_cpu_time_s=5, starting_elapsed_time_s=6)
+        assert last_record(tmp_path, "abc", said) == Record(job="abc", cpu_time_s=5, elapsed_s=6)
+
+
+class TestTries:
+    def test_delays_grow_and_then_the_job_is_given_up(self, tmp_path: Path) -> None:
+        delays = []
+        for _ in range(12):
+            failure = MachineExited("killed")
+            count_try(tmp_path, failure)
+            delays.append(failure.retry_after_s)
+        assert delays == [15, 30, 60, 120, 240, 480, *[600] * 6]
+        with pytest.raises(GivenUp, match=r"killed \(given up after 13 tries in a row\)"):
+            count_try(tmp_path, MachineExited("killed"))
+
+    def test_what_is_to_be_installed_is_asked_for_each_hour_of_a_day(self, tmp_path: Path) -> None:
+        for _ in range(24):
+            failure = NoUsableHypervisor("none")
+            count_try(tmp_path, failure)
+            assert failure.retry_after_s == 3600
+        with pytest.raises(GivenUp):
+            count_try(tmp_path, NoUsableHypervisor("none"))
+
+    def test_the_record_keeps_what_is_safe(self, tmp_path: Path) -> None:
+        write_record(tmp_path, RECORD)
+        count_try(tmp_path, MachineExited("killed"))
+        record = read_record(tmp_path)
+        assert record
+        assert (record.tasks_done, record.failed_tries) == (2, 4)
+
+    def test_a_full_disk_is_not_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        failure = HostDiskFailed("full")
+        count_try(tmp_path / "none", failure)
+        assert failure.retry_after_s == 15
+        assert "not counted" in caplog.text

@@ -1,0 +1,70 @@
+"""What a workunit allows."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from vmwrapper.boinc.init_data import InitData
+from vmwrapper.errors import DiskLimitExceeded, MemoryLimitExceeded
+from vmwrapper.hypervisor.interface import MIB
+from vmwrapper.limits import check_memory, disk_use_bytes, niceness, watch_disk
+
+from . import simulated_time
+
+
+def test_memory(caplog: pytest.LogCaptureFixture) -> None:
+    check_memory(1 << 20, 0)
+    check_memory(256, 1e9)
+    assert caplog.text == ""
+    check_memory(256, 300 * MIB)
+    assert "A machine of 256 MiB can come to need 384 MiB" in caplog.text
+    with pytest.raises(MemoryLimitExceeded, match=rf"256 MiB.*255 MiB.*rsc_memory_bound to at least {384 * MIB}"):
+        check_memory(256, 255 * MIB)
+
+
+def test_disk_use_is_the_sum_of_apparent_sizes(tmp_path: Path) -> None:
+    slot, project_dir = tmp_path / "slot", tmp_path / "project"
+    (slot / "folder").mkdir(parents=True)
+    project_dir.mkdir()
+    (slot / "one").write_bytes(b"1")
+    with (slot / "folder" / "sparse").open("wb") as sparse:
+        sparse.truncate(1000)
+    (slot / "link").symlink_to("/nowhere")
+    (project_dir / "out").write_bytes(bytes(20))
+    (project_dir / "image").write_bytes(bytes(400))
+    outputs = [project_dir / "out", project_dir / "none", slot / "one"]
+    assert disk_use_bytes(slot, outputs) == 1 + 1000 + len("/nowhere") + 20
+
+
+def test_growing_files_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(MIB))
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(95, (tmp_path / "file").write_bytes, bytes(3 * MIB))
+        with pytest.raises(DiskLimitExceeded, match=r"3 MiB, its workunit allows 2 MiB.*rsc_disk_bound"):
+            await watch_disk(tmp_path, [], 2 * MIB)
+        assert 95 <= loop.time() <= 105
+
+    simulated_time.run(story())
+
+
+def test_without_a_bound_anything_goes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(MIB))
+
+    async def story() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(100):
+                await watch_disk(tmp_path, [], 0)
+
+    simulated_time.run(story())
+
+
+@pytest.mark.parametrize(("wish", "nice"), [(-1, 19), (0, 19), (1, 10), (2, 0), (3, -10), (4, -16), (7, 19)])
+def test_niceness(wish: int, nice: int) -> None:
+    assert niceness(InitData(project_dir=Path("/p"), result_name="r", process_priority=wish)) == nice
+
+
+def test_priorities_that_nobody_shall_change() -> None:
+    assert niceness(InitData(project_dir=Path("/p"), result_name="r", no_priority_change=True)) is None

@@ -1,0 +1,125 @@
+"""The record of what is safe: what the next episode of a job need not do again."""
+
+import hashlib
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vmwrapper.boinc.api import Operations
+from vmwrapper.boinc.init_data import InitData
+from vmwrapper.durable import write_durably
+from vmwrapper.errors import GivenUp, HostDiskFailed, TemporaryFailure
+from vmwrapper.hostile import one_line
+from vmwrapper.job.resolve import ResolvedTask
+
+log = logging.getLogger(__name__)
+
+RECORD_FILE = ".vmwrapper-record.json"
+
+_VERSION = 1
+_LARGEST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One job's, as of its last checkpoint. All figures are totals over all episodes."""
+
+    job: str
+    """The `fingerprint` of the job that it belongs to; empty where none has been read."""
+    tasks_done: int = 0
+    """From the first on; their outputs are in their places."""
+    cpu_time_s: float = 0.0
+    elapsed_s: float = 0.0
+    """Running time."""
+    floating_point_operations: float = 0.0
+    integer_operations: float = 0.0
+    failed_tries: int = 0
+    """Temporary exits in a row since then."""
+
+    @property
+    def operations(self) -> Operations:
+        return Operations(floating_point=self.floating_point_operations, integer=self.integer_operations)
+
+
+def fingerprint(job_file: Path, tasks: tuple[ResolvedTask, ...]) -> str:
+    """What a job is made of: its file's content, and size and time of what it reads that it does not write itself."""
+    digest = hashlib.sha256(job_file.read_bytes())
+    written = {file for resolved in tasks for file in resolved.outputs.values()}
+    for resolved in tasks:
+        for file in (resolved.image, *resolved.inputs.values(), *resolved.packages.values()):
+            if file.resolve() not in written:
+                state = file.stat()
+                digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def read_record(slot: Path) -> Record | None:
+    """The slot's record; None where there is none, or none that can be used, which the log tells."""
+    path = slot / RECORD_FILE
+    try:
+        with path.open("rb") as file:
+            return _parsed(file.read(_LARGEST_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("The job begins anew, since %s can't be used: %s", path, one_line(str(error)))
+        return None
+
+
+def last_record(slot: Path, job: str, client: InitData) -> Record:
+    """What is safe of the job with this fingerprint: where no record says that, what the client says."""
+    record = read_record(slot)
+    if record and record.job == job:
+        if record.tasks_done:
+            log.info("Going on behind %d task(s) that an earlier episode did", record.tasks_done)
+        return record
+    if record and record.tasks_done:
+        log.warning("The job begins anew: its files are not those of the earlier episode")
+    return Record(
+        job=job,
+        cpu_time_s=client.checkpoint_cpu_time_s,
+        elapsed_s=client.starting_elapsed_time_s,
+        failed_tries=record.failed_tries if record else 0,
+    )
+
+
+def count_try(slot: Path, failure: TemporaryFailure) -> None:
+    """Let a failure know how many tries in a row have failed. Raises GivenUp where these are too many."""
+    record = read_record(slot) or Record(job="")
+    failure.tries = record.failed_tries + 1
+    if failure.tries > failure.most_tries:
+        raise GivenUp(failure) from failure
+    try:
+        write_record(slot, replace(record, failed_tries=failure.tries))
+    except HostDiskFailed as full:
+        log.warning("This try is not counted: %s", full)
+
+
+def write_record(slot: Path, record: Record) -> None:
+    """Replace the slot's record durably. Raises HostDiskFailed, and then leaves the last one."""
+    write_durably(slot / RECORD_FILE, json.dumps({"version": _VERSION, **asdict(record)}, indent=1).encode())
+
+
+def remove_record(slot: Path) -> None:
+    """Let the next run in the slot begin anew."""
+    (slot / RECORD_FILE).unlink(missing_ok=True)
+
+
+def _parsed(content: bytes) -> Record:
+    """Raises ValueError for what no record of this version says."""
+    found = json.loads(content)
+    if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
+        raise ValueError(f"it is no record of version {_VERSION}")
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Record)}
+    if found.keys() != kinds.keys():
+        raise ValueError("a figure is missing, or one too many")
+    return Record(**{name: _figure(name, value, kinds[name]) for name, value in found.items()})
+
+
+def _figure(name: str, value: Any, kind: Any) -> Any:
+    if type(value) is not kind or (kind is not str and not 0 <= value < math.inf):
+        raise ValueError(f"{name} makes no sense")
+    return value

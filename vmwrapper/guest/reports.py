@@ -1,0 +1,46 @@
+"""What a program in the guest says of itself, by files that it writes: all of it hostile.
+
+`None` is what makes no sense, as a number that is just being written.
+"""
+
+import math
+import re
+
+from vmwrapper.boinc.api import Operations
+
+FRACTION_DONE_BYTES = 32
+"""So much of a file's end is looked at. Source: BOINC's samples/wrapper/wrapper.cpp."""
+CREDIT_REPORT_BYTES = 128
+"""So much of a file's end is looked at."""
+CPU_TIMES = "/proc/stat"
+CPU_TIMES_BYTES = 256
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_TICKS_PER_S = 100  # of Linux, whatever its kernel counts by itself
+_BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq and softirq; source: Linux's Documentation/filesystems/proc.rst
+
+
+def fraction_done(end: bytes) -> float | None:
+    """The last number, 0 to 1, in the end of a file."""
+    numbers = re.findall(_NUMBER, end.decode(errors="replace"))
+    fraction = float(numbers[-1]) if numbers else math.nan
+    return fraction if 0 <= fraction <= 1 else None
+
+
+def operations(end: bytes) -> Operations | None:
+    """Floating-point and integer operations: the two numbers of a file's last line."""
+    lines = end.decode(errors="replace").strip().splitlines()
+    found = re.fullmatch(rf"\s*({_NUMBER})\s+({_NUMBER})\s*", lines[-1]) if lines else None
+    numbers = [float(number) for number in found.groups()] if found else [math.nan]
+    if not all(0 <= number < math.inf for number in numbers):
+        return None
+    return Operations(floating_point=numbers[0], integer=numbers[1])
+
+
+def cpu_time_s(proc_stat: bytes) -> float | None:
+    """Seconds that the guest's kernel counts as work, of all its processors since its boot."""
+    found = re.match(rb"cpu +((?:\d{1,15} ){7})", proc_stat)
+    if found is None:
+        return None
+    ticks = [int(number) for number in found[1].split()]
+    return sum(ticks[index] for index in _BUSY) / _TICKS_PER_S
