@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import mmap
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -305,10 +307,13 @@ class TestTalking:
 
     def test_trickle_downs_come(self, client: Client, slot: Path, memory: Memory) -> None:
         async def story() -> None:
-            (slot / "trickle_down_5").write_bytes(b"<x/>")
-            memory.write(TRICKLE_DOWN, b"<have_trickle_down/>\n")
-            async with asyncio.timeout(0.2):
-                assert (await anext(client.trickle_downs())).content == b"<x/>"
+            (slot / "trickle_down_1").touch()
+            downs = client.trickle_downs()
+            await anext(downs)
+            asyncio.get_running_loop().call_later(5, (slot / "trickle_down_5").write_bytes, b"<x/>")
+            asyncio.get_running_loop().call_later(5, memory.write, TRICKLE_DOWN, b"<have_trickle_down/>\n")
+            async with asyncio.timeout(5.2):
+                assert (await anext(downs)).content == b"<x/>"
 
         during_episode(client, story)
 
@@ -339,6 +344,17 @@ class TestTalking:
 
         during_episode(client, story)
         assert b"<fraction_done>5.000000e-01<" in (memory.read(STATUS) or b"")
+
+    def test_a_status_without_a_cpu_time_is_dropped(self, client: Client, memory: Memory) -> None:
+        async def story() -> None:
+            client.report(replace(status(0.5), cpu_time_s=math.nan))
+            await asyncio.sleep(0.2)
+            assert memory.read(STATUS) is None
+            client.report(status(0.5))
+            await asyncio.sleep(0.2)
+            assert memory.read(STATUS) is not None
+
+        during_episode(client, story)
 
     def test_nothing_is_sent_while_suspended(self, client: Client, memory: Memory) -> None:
         async def story() -> None:
@@ -413,6 +429,7 @@ class TestLiveness:
                 await asyncio.sleep(1)
             assert client._requests.empty()
             began_s = asyncio.get_running_loop().time()
+            asyncio.get_running_loop().call_later(15, memory.write, HEARTBEAT, b"<wss>1</wss>")  # no sign of life
             assert await next_request(client) is Request.QUIT
             assert asyncio.get_running_loop().time() - began_s == pytest.approx(29.5, abs=1)
 

@@ -51,6 +51,7 @@ def test_finish(tmp_path: Path) -> None:
         (MachineExited("it was\nkilled"), "15\nit was\\nkilled\n"),
         (SlotBusy("busy"), "600\nbusy\n"),
         (NoUsableHypervisor("install QEMU"), "3600\ninstall QEMU\nnotice\n"),
+        (MachineExited("x" * 1000), f"15\n{'x' * 254}\n"),
         (MachineExited("é" * 1000), f"15\n{'é' * 127}\n"),
     ],
 )
@@ -62,3 +63,10 @@ def test_temporary_exit(tmp_path: Path, error: TemporaryFailure, content: str) -
 def test_what_cant_be_written(tmp_path: Path) -> None:
     with pytest.raises(HostDiskFailed, match="boinc_finish_called"):
         write_finish(tmp_path / "none")
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "boinc_finish_called").mkdir()
+    with pytest.raises(HostDiskFailed, match="boinc_finish_called"):
+        write_finish(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["boinc_finish_called"]

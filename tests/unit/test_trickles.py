@@ -91,6 +91,15 @@ class TestUp:
             simulated_time.run(trickles.send_up("v", "x"))
         assert not trickles.is_untold
 
+    def test_a_full_disk_is_told_to_the_caller(self, trickles: Trickles, up: Path) -> None:
+        up.with_name(".vmwrapper-trickle_up.xml").symlink_to("/dev/full")
+        with pytest.raises(HostDiskFailed, match="No space left"):
+            simulated_time.run(trickles.send_up("v", "x"))
+        assert not trickles.is_untold
+        assert list(up.parent.iterdir()) == []
+        simulated_time.run(trickles.send_up("v", "again"))
+        assert up.exists()
+
     def test_what_an_earlier_episode_left_is_told(self, trickles: Trickles, up: Path) -> None:
         trickles.begin()
         assert not trickles.is_untold
@@ -101,19 +110,19 @@ class TestUp:
 
 class TestDown:
     def test_they_come_in_order_and_go_when_done(self, trickles: Trickles, tmp_path: Path) -> None:
-        for sent_at in (9, 10, -1):
+        for sent_at in range(20, -2, -1):
             (tmp_path / f"trickle_down_{sent_at}").write_bytes(b"%d" % sent_at)
 
         async def story(downs: AsyncIterator[TrickleDown]) -> None:
             trickles.begin()
             assert await anext(downs) == TrickleDown(-1, b"-1")
             assert (tmp_path / "trickle_down_-1").exists()
-            assert await anext(downs) == TrickleDown(9, b"9")
+            assert await anext(downs) == TrickleDown(0, b"0")
             assert not (tmp_path / "trickle_down_-1").exists()
-            assert await anext(downs) == TrickleDown(10, b"10")
-            (tmp_path / "trickle_down_11").write_bytes(b"later")
+            assert [(await anext(downs)).sent_at for _ in range(20)] == list(range(1, 21))
+            (tmp_path / "trickle_down_9").write_bytes(b"later")
             asyncio.get_running_loop().call_later(5, trickles.have_come)
-            assert await anext(downs) == TrickleDown(11, b"later")
+            assert await anext(downs) == TrickleDown(9, b"later")
             assert asyncio.get_running_loop().time() == 5
 
         simulated_time.run(story(trickles.downs()))
