@@ -90,7 +90,18 @@ def _chosen(words: list[str]) -> argparse.Namespace:
     end = words.index("--") if "--" in words else len(words)
     if "shell" not in words[:end]:
         end = len(words)
-    return _parser().parse_args(words[:end], argparse.Namespace(guest_command=words[end + 1 :]))
+    defaults = argparse.Namespace(
+        command=_run,
+        job_file=None,
+        backend=None,
+        boot_limit=BOOT_LIMIT_S,
+        trickle=None,
+        keep=False,
+        verbose=False,
+        debug=False,
+        guest_command=words[end + 1 :],
+    )
+    return _parser().parse_args(words[:end], defaults)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,16 +125,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[run_options],
     )
     parser.add_argument("--version", action="version", version=f"vmwrapper {__version__}")
-    parser.set_defaults(
-        command=_run,
-        job_file=None,
-        backend=None,
-        boot_limit=BOOT_LIMIT_S,
-        trickle=None,
-        keep=False,
-        verbose=False,
-        debug=False,
-    )
     commands = parser.add_subparsers(metavar="COMMAND")
 
     run = commands.add_parser("run", parents=[run_options], help="run a job file's job")
