@@ -27,6 +27,10 @@ from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import resolve_job
 from vmwrapper.shell.client import COMMAND_LIMIT_S, Session
 from vmwrapper.terminal import log_to_stderr, progress_display
+from vmwrapper.twin.app import app_command
+from vmwrapper.twin.files import job_files
+from vmwrapper.twin.player import play
+from vmwrapper.twin.script import read_script
 from vmwrapper.wrapper import BOOT_LIMIT_S, Options, run_episode
 
 log = logging.getLogger(__name__)
@@ -43,7 +47,26 @@ examples:
   vmwrapper check job.xml        say everything that is wrong with a job file
   vmwrapper run job.xml          run it; its outputs appear beside it
   vmwrapper run --keep job.xml   run it, and keep its machine for a look by vmwrapper shell
+  vmwrapper run --client-script FILE job.xml
+                                 run it as the BOINC client would, which suspends and kills it as FILE says
   vmwrapper probe                say which hypervisors this computer can use
+"""
+_RUN_EPILOG = """\
+With --client-script the job runs in a slot of its own, a folder .vmwrapper-slot that is removed at the end, as it
+would under the BOINC client. FILE has one step on a line, and # before comments:
+
+  wait SECONDS             wait for TEXT: until it stands in the log of the app, as it runs now
+  suspend                  resume
+  quit                     kill: as kill -9 does; both wait until the app has ended
+  start                    the app again after quit or kill, which is else done behind the last step
+  abort                    ends the job
+  heartbeats off           heartbeats on; without them the app takes the client for gone after 30 s
+  network off              network on
+  reread                   the app is to read init_data.xml again
+  trickle down TEXT        a message from the project's server
+  cpu limit PERCENT        suspends and resumes each second or so; 100 for no limit
+
+The exit status is 0 for a job that succeeds, else that of the app; 203 after abort, as the client reports it.
 """
 _SHELL_DESCRIPTION = f"""\
 Runs commands in the guest of a job that `vmwrapper run --keep` runs, or has run and keeps: as the guest's
@@ -97,6 +120,7 @@ def _chosen(words: list[str]) -> argparse.Namespace:
         boot_limit=BOOT_LIMIT_S,
         trickle=None,
         keep=False,
+        client_script=None,
         verbose=False,
         debug=False,
         guest_command=words[end + 1 :],
@@ -127,9 +151,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vmwrapper {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    run = commands.add_parser("run", parents=[run_options], help="run a job file's job")
+    run = commands.add_parser(
+        "run",
+        parents=[run_options],
+        help="run a job file's job",
+        epilog=_RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     run.add_argument("job_file", type=Path, help="its outputs appear beside it")
-    run.add_argument("--keep", action="store_true", help="keep the last machine for a look, until Ctrl-C")
+    ways = run.add_mutually_exclusive_group()
+    ways.add_argument("--keep", action="store_true", help="keep the last machine for a look, until Ctrl-C")
+    ways.add_argument(
+        "--client-script", metavar="FILE", type=Path, help="play the BOINC client, and do to the job what FILE says"
+    )
     run.set_defaults(command=_run)
     shell = commands.add_parser(
         "shell",
@@ -169,6 +203,8 @@ def _seconds(text: str) -> float:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    if chosen.client_script:
+        return _play_client(chosen)
     registry = Registry(all_hypervisors())
     options = Options(
         backend=chosen.backend,
@@ -185,6 +221,18 @@ def _run(chosen: argparse.Namespace) -> int:
     with progress_display() as show:
         standalone = Standalone(job_file.parent, result_name=job_file.stem, show=show)
         return run_episode(job_file, standalone, registry, options)
+
+
+def _play_client(chosen: argparse.Namespace) -> int:
+    steps = read_script(chosen.client_script)
+    job_file = chosen.job_file.absolute()
+    suffixes = [suffix for hypervisor in all_hypervisors() for suffix in hypervisor.image_suffixes]
+    files = job_files(read_job(job_file), job_file, image_suffixes=suffixes)
+    options = ["--boot-limit", str(chosen.boot_limit)]
+    options += ["--backend", chosen.backend] if chosen.backend else []
+    options += [f"--{name}" for name in ("verbose", "debug") if vars(chosen)[name]]
+    with progress_display() as show:
+        return play(files, command=app_command(options), steps=steps, show=show)
 
 
 def _shell(chosen: argparse.Namespace) -> int:
