@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than processors: those with the BOINC client mostly wait.
+TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
 INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs boinc-client
 
@@ -17,7 +19,7 @@ run: setup  ## run examples/job.xml in a virtual machine
 	@cat examples/hubble.out
 
 test: setup test-tools $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
-	$(BIN)/pytest $(addprefix --require=,$(REQUIRE))
+	$(BIN)/pytest --numprocesses=$(TESTS_AT_ONCE) --dist=worksteal $(addprefix --require=,$(REQUIRE))
 
 fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -m fuzz

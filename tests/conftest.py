@@ -6,6 +6,8 @@ from collections import Counter
 import hypothesis
 import pytest
 
+from .turns import take_turns
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -42,5 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hypothesis.settings.register_profile("unhurried", deadline=None)  # no test is timed
     hypothesis.settings.load_profile("unhurried")
-    if markers := config.getoption("--require"):
+    take_turns(config)
+    is_worker = hasattr(config, "workerinput")  # one of pytest-xdist's, whose controller hears how every test ended
+    if not is_worker and (markers := config.getoption("--require")):
         config.pluginmanager.register(RequiredMarkers(markers))

@@ -7,6 +7,7 @@ What its files must say was found out with version 7.20.5:
 - `<api_version>` must be at least 6.0, or there is no file for the channels.
 - The status of an output is 0, that of a file which is there 1; a result in state 2 is ready to start.
 - `cpu_usage_limit` 100 and `suspend_cpu_usage` 0, or it suspends tasks at will.
+- `<no_priority_change>`, or the apps starve beside other tests.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ _CONFIGURATION = """\
 <no_info_fetch>1</no_info_fetch><suppress_net_info>1</suppress_net_info>
 <allow_multiple_clients>1</allow_multiple_clients><start_delay>0</start_delay>
 <report_results_immediately>1</report_results_immediately><ncpus>2</ncpus>
+<no_priority_change>1</no_priority_change>
 </options>
 </cc_config>
 """

@@ -4,6 +4,7 @@ It is made without mounting anything: the root file system by mke2fs from a dire
 where it looks for them. Source: the GRUB manual, "BIOS installation".
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -63,10 +64,12 @@ def debian_disk() -> Path:
     """The disk, in qcow2 format. It takes about 40 s and 80 MB from apt's mirror, where it isn't there yet."""
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     disk = cache_folder() / f"test/debian-{recipe}.qcow2"
-    if not disk.exists():
-        disk.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=disk.parent) as scratch:
-            _build(Path(scratch)).replace(disk)
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    with disk.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other tests, run at the same time, want it too
+        if not disk.exists():
+            with tempfile.TemporaryDirectory(dir=disk.parent) as scratch:
+                _build(Path(scratch)).replace(disk)
     return disk
 
 

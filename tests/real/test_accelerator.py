@@ -61,10 +61,12 @@ async def test_kvm_gets_a_true_verdict_in_time(binary: Path) -> None:
 async def test_a_remembered_verdict_starts_nothing(binary: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     first = await probe(binary, Accelerator.TCG, cache=tmp_path, host=Host(run=recorder))
-    started = time.monotonic()
-    second = await probe(binary, Accelerator.TCG, cache=tmp_path, host=Host(run=recorder))
-    assert time.monotonic() - started < 0.05
-    assert second == first
+    took_s = []
+    for _ in range(3):  # of which one is not disturbed by what else this machine does
+        started = time.monotonic()
+        assert await probe(binary, Accelerator.TCG, cache=tmp_path, host=Host(run=recorder)) == first
+        took_s.append(time.monotonic() - started)
+    assert min(took_s) < 0.05
     assert len(recorder.statuses) == 1
 
 

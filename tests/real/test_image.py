@@ -111,9 +111,12 @@ def test_a_second_build_gives_the_same_bytes(image: Path, tmp_path: Path) -> Non
 
 def test_a_current_image_is_left_alone_at_once(image: Path) -> None:
     before = image.stat()
-    start_s = time.monotonic()
-    assert build(image) == [f"{image} is up to date"]
-    assert time.monotonic() - start_s < 0.2
+    took_s = []
+    for _ in range(3):  # of which one is not disturbed by what else this machine does
+        start_s = time.monotonic()
+        assert build(image) == [f"{image} is up to date"]
+        took_s.append(time.monotonic() - start_s)
+    assert min(took_s) < 0.2
     assert image.stat().st_ino == before.st_ino
 
 
