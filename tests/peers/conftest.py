@@ -14,11 +14,12 @@ from .project_server import ProjectServer, project_server
 
 
 @pytest.fixture
-def default_image() -> Path:
+def image() -> bytes:
+    """The guest that `make setup` builds."""
     image = image_folder() / "default.vmguest"
     if shutil.which("qemu-system-x86_64") is None or not image.exists():
         pytest.skip("needs QEMU and the default guest: make setup")
-    return image
+    return image.read_bytes()
 
 
 @pytest.fixture
@@ -28,11 +29,11 @@ def server() -> Iterator[ProjectServer]:
 
 
 @pytest.fixture
-def client(tmp_path: Path, server: ProjectServer) -> Iterator[BoincClient]:
-    """Fails a test after which a process is left."""
+def client(request: pytest.FixtureRequest, tmp_path: Path, server: ProjectServer) -> Iterator[BoincClient]:
+    """In a directory whose name may be given. Fails a test after which a process is left."""
     if shutil.which("boinc") is None or shutil.which("boinccmd") is None:
         pytest.skip("needs the BOINC client: apt-get install boinc-client")
-    peer = BoincClient(tmp_path, server)
+    peer = BoincClient(tmp_path / getattr(request, "param", "client"), server)
     try:
         yield peer
     finally:

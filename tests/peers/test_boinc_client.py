@@ -1,132 +1,89 @@
 """Jobs run by the real BOINC client, from the slot to the project's server."""
 
+import hashlib
 import shlex
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from .boinc_client import MAIN, RESULT, BoincClient
+from .boinc_client import RESULT, BoincClient
+from .client_files import SECRET
+from .jobs import COPY, RIGHT, compute, start, wait_for_program, work
 from .project_server import ProjectServer
 
 pytestmark = [pytest.mark.boinc_client, pytest.mark.qemu]
 
-VMWRAPPER = Path(sys.executable).with_name("vmwrapper")
-JOB = """\
-<job_desc>
-   <task>
-       <vm>guest</vm>
-       <innerjob>program.sh</innerjob>
-       <data>in.dat</data>
-       <output>out.dat</output>
-   </task>
-</job_desc>
-"""
-COPY = "tr a-z A-Z <in.dat >out.dat"
-# A paused guest's uptime stands still.
-COMPUTE = """\
-now() { cut -d. -f1 /proc/uptime; }
-end=$(($(now) + 8))
-while [ $(now) -lt $end ]; do :; done
-"""
-
-
-@pytest.fixture(autouse=True)
-def image(default_image: Path) -> bytes:
-    return default_image.read_bytes()
-
-
-def start(client: BoincClient, image: bytes, script: str, *, environment: str = "") -> None:
-    """A task whose program is this script, and the client that runs it."""
-    app = f'#!/bin/sh\nexec env {environment} {shlex.quote(str(VMWRAPPER))} "$@"\n'
-    client.prepare(
-        app_files={MAIN: app.encode(), "guest.vmguest": image},
-        input_files={"job.xml": JOB.encode(), "program.sh": f"#!/bin/sh\n{script}\n".encode(), "in.dat": b"input"},
-        outputs=["out.dat"],
-    )
-    client.start()
-
-
-def wait_for_program(client: BoincClient) -> None:
-    client.wait_until(lambda: "Running the program" in client.stderr)
-
-
-def machine(client: BoincClient) -> psutil.Process:
-    [found] = [process for process in client.processes() if process.name().startswith("qemu-system")]
-    return found
-
 
 def test_a_task_is_uploaded_and_reported(client: BoincClient, server: ProjectServer, image: bytes) -> None:
-    start(client, image, f"{COMPUTE}\n{COPY}")
+    start(client, image, work(f"{compute(8)}\n{COPY}"))
     report = client.report()
-    assert server.uploads == {f"{RESULT}_0": b"INPUT"}
+    assert server.uploads == {f"{RESULT}_0": RIGHT}
     assert "<exit_status>0</exit_status>" in report
     assert float(report.partition("<final_cpu_time>")[2].partition("<")[0]) > 4
     assert "Finish called" in report
-    assert "secret-of-the-volunteer" not in report
-    left = {path.name for path in client.project_dir.iterdir() if not path.name.startswith(("app_1_", "wu1_"))}
-    assert left == set()
+    assert SECRET not in report
+    assert client.left_behind() == []
 
 
-def test_a_suspended_guest_stands_still(client: BoincClient, server: ProjectServer, image: bytes) -> None:
-    start(client, image, f"{COMPUTE}\n{COPY}")
+@pytest.mark.parametrize("client", ['R&D <1> "Zoë", 100 %\''], indirect=True)
+def test_names_and_paths_may_look_like_markup(client: BoincClient, server: ProjectServer, image: bytes) -> None:
+    """In init_data.xml the client escapes what its project has named, and leaves its paths as they are."""
+    start(client, image, work(COPY))
     wait_for_program(client)
-    guest = machine(client)
-    client.ask("suspend")
-    client.wait_until(lambda: guest.cpu_percent(interval=1) == 0, limit_s=10)
-    before = guest.cpu_times()
-    assert guest.cpu_percent(interval=3) < 1
-    assert guest.cpu_times().user - before.user < 0.05
-    client.ask("resume")
-    client.wait_until(lambda: guest.cpu_percent(interval=1) > 5, limit_s=10)
+    told = (client.slot / "init_data.xml").read_text()
+    assert '<user_name>R&amp;D &lt;1> "Zo&#195;&#171;"</user_name>' in told
+    assert f"<project_dir>{client.project_dir}</project_dir>" in told
+    assert all("<soft_link>" in (client.slot / name).read_text() for name in ("job.xml", "guest.vmguest", "in.dat"))
     client.report()
-    assert server.uploads == {f"{RESULT}_0": b"INPUT"}
+    assert server.uploads == {f"{RESULT}_0": RIGHT}
+    assert client.left_behind() == []
 
 
-def test_an_aborted_task_leaves_nothing(client: BoincClient, image: bytes) -> None:
-    start(client, image, "sleep 600")
-    wait_for_program(client)
-    client.ask("abort")
-    client.wait_until(lambda: client.processes() == [], limit_s=10)
-    report = client.report()
-    assert "<exit_status>203</exit_status>" in report  # aborted by its user, whatever the app returns
-    assert "aborted on request" in report
-
-
-def test_a_client_that_is_stopped_and_started_goes_on(client: BoincClient, server: ProjectServer, image: bytes) -> None:
-    start(client, image, f"{COMPUTE}\n{COPY}")
-    wait_for_program(client)
-    client.stop()
-    assert client.processes() == []
-    assert [path.name for path in client.slot.iterdir() if path.name.startswith((".vmwrapper", "boinc_lock"))] == []
-    client.start()
-    report = client.report()
-    assert server.uploads == {f"{RESULT}_0": b"INPUT"}
-    assert report.count("Running the program") == 2
-    assert "stopped on request" in report
-
-
-def test_a_client_that_was_killed_is_missed(client: BoincClient, image: bytes) -> None:
-    start(client, image, "sleep 600")
-    wait_for_program(client)
-    client.kill()
-    client.wait_until(lambda: client.processes() == [], limit_s=15)
-    assert "The client is gone" in client.stderr
+def test_two_tasks_at_once_share_an_image(client: BoincClient, server: ProjectServer, image: bytes) -> None:
+    before = hashlib.sha256(image).digest()
+    start(client, image, *(work(f"{compute(8)}\n{COPY}", data=data) for data in (b"one", b"two")))
+    client.wait_until(lambda: len(client.machines()) == 2)
+    tasks = client.tasks()
+    assert {task.slot for task in tasks.values()} == {0, 1}
+    assert {task.activity for task in tasks.values()} == {"EXECUTING"}
+    reports = [client.report(result) for result in ("wu1_0", "wu2_0")]
+    assert server.uploads == {"wu1_0_0": b"ONE", "wu2_0_0": b"TWO"}
+    assert all("<exit_status>0</exit_status>" in report for report in reports)
+    assert hashlib.sha256((client.project_dir / "app_1_guest.vmguest").read_bytes()).digest() == before
+    assert client.left_behind() == []
 
 
 def test_a_program_that_fails_is_a_compute_error(client: BoincClient, server: ProjectServer, image: bytes) -> None:
-    start(client, image, "echo the reason >&2; exit 3")
+    start(client, image, work("echo the reason >&2; exit 3"))
     report = client.report()
     assert "<exit_status>195</exit_status>" in report
     assert "program.sh failed: exit status 3" in report
     assert "the reason" in report
     assert server.uploads == {}
+    assert client.left_behind() == []
 
 
 def test_without_a_hypervisor_the_task_is_postponed_with_a_notice(
     client: BoincClient, tmp_path: Path, image: bytes
 ) -> None:
-    start(client, image, COPY, environment=f"PATH={shlex.quote(str(tmp_path))}")
+    start(client, image, work(COPY), environment=f"PATH={shlex.quote(str(tmp_path))}")
     client.wait_until(lambda: f"Task {RESULT} postponed for 3600 seconds: QEMU" in client.log, limit_s=20)
-    assert "apt-get install qemu-system-x86" in client.said("--get_notices")
+    assert "apt-get install qemu-system-x86" in client.say("--get_notices")
+    assert client.left_behind() == []
+
+
+def test_after_a_temporary_exit_the_task_is_started_again(
+    client: BoincClient, server: ProjectServer, image: bytes
+) -> None:
+    start(client, image, work(f"sleep 5; {COPY}"))
+    wait_for_program(client)
+    [machine] = client.machines()
+    machine.kill()
+    client.wait_until(lambda: f"Task {RESULT} postponed for " in client.log, limit_s=15)
+    assert client.processes() == []
+    assert client.left_behind() == []
+    report = client.report()
+    assert "killed by signal 9" in report
+    assert report.count("Running the program") == 2
+    assert "<exit_status>0</exit_status>" in report
+    assert server.uploads == {f"{RESULT}_0": RIGHT}
