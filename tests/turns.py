@@ -17,6 +17,10 @@ class Turns:
         self._gate = folder / "gate"
         self._floor = folder / "floor"
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """They come first, when nobody is in the middle of a long one for which they would have to wait."""
+        items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         wants = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
