@@ -19,7 +19,7 @@ import psutil
 from vmwrapper.boinc.api import Request, Status
 from vmwrapper.boinc.channels import Channel
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import EXIT_INTERRUPTED
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.hostile import one_line, printable
 from vmwrapper.twin.app import App, AppLog, running_app
 from vmwrapper.twin.exits import Ending, Fate, judge
@@ -117,7 +117,7 @@ class ClientTwin:
         with self._signals():
             async with beside(self._poll(), self._read_log()):
                 await self._keep_running()
-        return EXIT_INTERRUPTED if self._shutdown.is_set() else self.episodes[-1].ending.exit_status
+        return ExitStatus.INTERRUPTED if self._shutdown.is_set() else self.episodes[-1].ending.exit_status
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

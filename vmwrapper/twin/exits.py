@@ -13,11 +13,8 @@ from pathlib import Path
 
 from vmwrapper.boinc.api import Request
 from vmwrapper.boinc.slot_files import FINISH_FILE, TEMPORARY_EXIT_FILE
-from vmwrapper.errors import EXIT_CHILD_FAILED
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.hostile import one_line
-
-EXIT_SIGNAL = 193
-EXIT_ABORTED_VIA_GUI = 203
 
 _LONGEST_DELAY_S = 86400.0
 _DEFAULT_DELAY_S = 300.0
@@ -58,7 +55,7 @@ def judge(slot: Path, *, status: int, asked: Request | None, outputs: Sequence[P
     """`status` is the process's, negative for a signal; `asked` is the quit or abort that was sent before its end."""
     if asked is Request.ABORT:
         meaning = f"{_described(status)}, which is ignored after an abort: aborted by its user"
-        return Ending(fate=Fate.ABORTED, meaning=meaning, exit_status=EXIT_ABORTED_VIA_GUI)
+        return Ending(fate=Fate.ABORTED, meaning=meaning, exit_status=ExitStatus.ABORTED_VIA_GUI)
     if asked is Request.QUIT:
         meaning = f"{_described(status)}, which is ignored after a quit: the client would start it again"
         return Ending(fate=Fate.RESTARTED, meaning=meaning)
@@ -75,7 +72,7 @@ def _exited(slot: Path, status: int, outputs: Sequence[Path]) -> Ending:
         return Ending(fate=Fate.PREMATURE, meaning=meaning)
     if absent := [path.name for path in outputs if not path.is_file()]:
         meaning = f"finished, but the output {one_line(absent[0])} is absent: compute error"
-        return Ending(fate=Fate.FAILED, meaning=meaning, exit_status=EXIT_CHILD_FAILED)
+        return Ending(fate=Fate.FAILED, meaning=meaning, exit_status=ExitStatus.CHILD_FAILED)
     return Ending(fate=Fate.SUCCEEDED, meaning=f"exit status 0 and {FINISH_FILE}: success")
 
 
@@ -87,7 +84,7 @@ def _killed(status: int) -> Ending:
     if -status in _FROM_OUTSIDE:
         meaning = f"{_described(status)}, from outside: the client would start it again"
         return Ending(fate=Fate.RESTARTED, meaning=meaning)
-    return Ending(fate=Fate.FAILED, meaning=f"{_described(status)}: compute error", exit_status=EXIT_SIGNAL)
+    return Ending(fate=Fate.FAILED, meaning=f"{_described(status)}: compute error", exit_status=ExitStatus.SIGNAL)
 
 
 def _postponed(slot: Path) -> Ending | None:
