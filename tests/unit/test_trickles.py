@@ -92,7 +92,7 @@ class TestUp:
         assert not trickles.is_untold
 
     def test_a_full_disk_is_told_to_the_caller(self, trickles: Trickles, up: Path) -> None:
-        up.with_name(".vmwrapper-trickle_up.xml").symlink_to("/dev/full")
+        up.with_name(".vmwrapper-trickle_up.xml.new").symlink_to("/dev/full")
         with pytest.raises(HostDiskFailed, match="No space left"):
             simulated_time.run(trickles.send_up("v", "x"))
         assert not trickles.is_untold
