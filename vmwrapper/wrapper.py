@@ -191,7 +191,8 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
         asyncio.run(story())
     except VmwrapperError as error:
         status = api.end(error)
-        log.log(logging.INFO if status else logging.DEBUG, "Exit status %d: %s", status, ExitStatus.of(status).meaning)
+        if status and api.restarts:
+            log.info("Exit status %d: %s", status, ExitStatus.of(status).meaning)
         return status
     return api.end(None)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from vmwrapper.checkpoint import RECORD_FILE
+
 from .client_files import ClientFiles, Preferences, Workunit
 from .project_server import ProjectServer
 
@@ -164,9 +166,10 @@ class BoincClient:
         return [process for process in self.processes() if _name(process).startswith("qemu-system")]
 
     def left_behind(self) -> list[str]:
-        """Files of the wrapper's own in a slot, and what is not a task's in the project's directory."""
+        """Files of the wrapper's own in a slot, but for its record, and what is no task's in the project's directory."""
         ours = (".vmwrapper", "boinc_lockfile")
         in_slots = [str(path) for path in self._directory.glob("slots/*/*") if path.name.startswith(ours)]
+        in_slots = [path for path in in_slots if not path.endswith(RECORD_FILE)]
         in_project = [path.name for path in self.project_dir.iterdir() if not path.name.startswith(("app_1_", "wu"))]
         return in_slots + in_project
 
