@@ -27,10 +27,6 @@ from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import resolve_job
 from vmwrapper.shell.client import COMMAND_LIMIT_S, Session
 from vmwrapper.terminal import log_to_stderr, progress_display
-from vmwrapper.twin.app import app_command
-from vmwrapper.twin.files import job_files
-from vmwrapper.twin.player import play
-from vmwrapper.twin.script import read_script
 from vmwrapper.wrapper import BOOT_LIMIT_S, Options, run_episode
 
 log = logging.getLogger(__name__)
@@ -224,6 +220,12 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _play_client(chosen: argparse.Namespace) -> int:
+    # Imported here: an app has no use for them.
+    from vmwrapper.twin.app import app_command  # noqa: PLC0415
+    from vmwrapper.twin.files import job_files  # noqa: PLC0415
+    from vmwrapper.twin.player import play  # noqa: PLC0415
+    from vmwrapper.twin.script import read_script  # noqa: PLC0415
+
     steps = read_script(chosen.client_script)
     job_file = chosen.job_file.absolute()
     suffixes = [suffix for hypervisor in all_hypervisors() for suffix in hypervisor.image_suffixes]
