@@ -94,7 +94,8 @@ class ClientTwin:
         self._loop = asyncio.get_running_loop()
         self._control = ControlQueue(slot.memory, self._loop.time)
         self._log = AppLog(slot.path)
-        self._app: App | None = None
+        self.app: App | None = None
+        """The one that runs."""
         self._stopped, self._may_start, self._shutdown = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._said_more = asyncio.Event()
         self._may_start.set()
@@ -131,14 +132,14 @@ class ClientTwin:
                 self._loop.remove_signal_handler(number)
 
     def _interrupted(self) -> None:
-        if self._shutdown.is_set() and self._app:
-            self._app.kill()
+        if self._shutdown.is_set() and self.app:
+            self.app.kill()
         if self._shutdown.is_set():
             return
         say("shutting down: the app is to quit; once more to kill it")
         self._shutdown.set()
         self._may_start.set()
-        if self._app:
+        if self.app:
             self._end(Request.QUIT)
 
     @property
@@ -174,14 +175,14 @@ class ClientTwin:
         began_at, began_s = time.strftime("%H:%M:%S"), self._loop.time()
         async with running_app(self._command, self._slot.path) as app:
             say(f"started the app, pid {app.pid}")
-            self._app = app
+            self.app = app
             self._stopped.clear()
             self.runs.set()
             if self.is_shutting_down:
                 self._end(Request.QUIT)
             status = await app.ended()
             self.runs.clear()
-            self._app = None
+            self.app = None
         self._receive()
         self._print_log()
         ending = judge(self._slot.path, status=status, asked=app.asked, outputs=self._slot.outputs)
@@ -228,8 +229,8 @@ class ClientTwin:
 
     async def _poll(self) -> NoReturn:
         while True:
-            if self._app:
-                self._look_after(self._app)
+            if self.app:
+                self._look_after(self.app)
             await asyncio.sleep(self._pace.poll_s)
 
     def _look_after(self, app: App) -> None:
@@ -335,9 +336,9 @@ class ClientTwin:
 
     async def kill(self) -> None:
         """As `quit`, but the app is not asked."""
-        assert self._app is not None  # noqa: S101  (it runs)
+        assert self.app is not None  # noqa: S101  (it runs)
         self._may_start.clear()
-        self._app.kill()
+        self.app.kill()
         await self._stopped.wait()
 
     async def abort(self) -> None:
@@ -360,7 +361,7 @@ class ClientTwin:
         self._memory.send(Channel.TRICKLE_DOWN, "<have_trickle_down/>\n")
 
     def _end(self, request: Request) -> None:
-        assert self._app is not None  # noqa: S101  (only what runs can be ended)
-        self._app.asked = request
-        self._app.kill_at_s = self._loop.time() + self._pace.kill_after_s
+        assert self.app is not None  # noqa: S101  (only what runs can be ended)
+        self.app.asked = request
+        self.app.kill_at_s = self._loop.time() + self._pace.kill_after_s
         self._control.put(request.value)
