@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-CONTROL, HEARTBEAT, STATUS = 0, 4096, 5120
+CONTROL, HEARTBEAT, STATUS, TRICKLE_UP, TRICKLE_DOWN = (1024 * channel for channel in (0, 4, 5, 6, 7))
 
 
 def main(folder: Path, habits: list[str]) -> int:
@@ -54,6 +54,11 @@ def live(habit: str, folder: Path, memory: mmap.mmap) -> int:  # noqa: C901  (a 
         case ["deaf"]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(60)
+        case ["trickle"]:
+            trickle(memory)
+        case ["other-pid", pid]:
+            figures = f"<current_cpu_time>1</current_cpu_time><other_pid>{pid}</other_pid>"
+            send(memory, STATUS, figures.encode())
         case ["litter"]:
             Path("left over").touch()
             obey(folder, memory)
@@ -81,6 +86,20 @@ def listen(folder: Path, memory: mmap.mmap) -> None:
             heard_at_s = time.monotonic()
         time.sleep(0.01)
     print("nobody there", file=sys.stderr, flush=True)
+
+
+def trickle(memory: mmap.mmap) -> None:
+    """Send one up, upload a file, and wait for the answer and for one from the project."""
+    Path("trickle_up.xml").write_text("<variety>credit</variety>\nsome text")
+    Path("boinc_ufr_out").touch()
+    send(memory, TRICKLE_UP, b"<have_new_trickle_up/>\n<have_new_upload_file/>\n")
+    heard = b""
+    while not (b"<have_trickle_down/>" in heard and b"<upload_file_status/>" in heard):
+        heard += receive(memory, TRICKLE_DOWN) or b""
+        time.sleep(0.01)
+    assert not Path("boinc_ufr_out").exists()
+    [message] = Path().glob("trickle_down_*")
+    print("the project says", message.read_text(), Path("boinc_ufs_out").read_text(), file=sys.stderr, flush=True)
 
 
 def send(memory: mmap.mmap, place: int, text: bytes) -> None:

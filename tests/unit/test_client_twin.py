@@ -140,6 +140,22 @@ class TestRequests:
         assert "the app made a checkpoint, at 4.00 s" in caplog.text
         assert "seen last: 100.0 % done, 2.00 s of CPU time" in caplog.text
 
+    def test_trickles_and_uploads_are_taken(self, files: TaskFiles, caplog: pytest.LogCaptureFixture) -> None:
+        script = 'wait for start\nwait 0.5\ntrickle down "more work"\nwait for the project says more work <status>0'
+        assert played(files, script, "trickle", "done") == 0
+        assert "client: trickle-up: <variety>credit</variety>\\nsome text" in caplog.text
+        assert "client: uploaded out" in caplog.text
+        assert "was not done" not in caplog.text
+
+    def test_the_other_process_ends_with_the_app(self, files: TaskFiles, caplog: pytest.LogCaptureFixture) -> None:
+        with subprocess.Popen(["sleep", "60"]) as other:
+            assert played(files, "", f"other-pid {other.pid}", "done") == 0
+            assert other.wait(5) == -signal.SIGKILL
+        assert caplog.text.count("killed the app's other_pid") == 1
+        (files.project_dir / "starts").unlink()
+        assert played(files, "", "other-pid -1", "done") == 0
+        assert "the app named other_pid -1: the client would now kill itself" in caplog.text
+
     def test_steps_after_the_end_are_named(self, files: TaskFiles, caplog: pytest.LogCaptureFixture) -> None:
         assert played(files, "wait for nothing that is ever said", "done") == 0
         assert "line 1 was not done, since the job was over: wait for nothing that is ever said" in caplog.text

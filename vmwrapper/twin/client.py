@@ -216,7 +216,9 @@ class ClientTwin:
         left = [*await app.end_family(), *self._slot.left_by_app()]
         if left:
             say(f"left behind by the app: {', '.join(map(one_line, left))}")
-        if (pid := self.figures.other_pid) is None:
+        pid = self.figures.other_pid
+        self.figures = replace(self.figures, other_pid=None)  # by the next end another process may have it
+        if pid is None:
             return
         if pid <= 0:
             say(f"the app named other_pid {pid}: the client would now kill itself")
