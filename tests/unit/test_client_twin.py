@@ -49,8 +49,7 @@ def played(files: TaskFiles, script: str, *habits: str) -> int:
     steps, problems = parse_script(script.encode())
     assert problems == []
     command = [sys.executable, "-I", str(FAKE_APP), str(files.project_dir), *habits]
-    shown: list[Status] = []
-    status = play(files, command=command, steps=steps, show=shown.append, pace=HASTE)
+    status = play(files, command=command, steps=steps, show=lambda _: None, pace=HASTE)
     assert not (files.project_dir / SLOT_FOLDER).exists()
     return status
 
@@ -104,6 +103,14 @@ class TestEndings:
         script = "wait for start\nreread\nreread\nwait for start 1"
         assert played(files, script, "deaf", "done") == 0
         assert "the app reads no requests: killing it" in caplog.text
+
+    def test_what_it_knows_is_shown(self, files: TaskFiles) -> None:
+        steps, _ = parse_script(b"wait for start\nsuspend\nwait 0.2\nresume\nwait for resume\nquit")
+        command = [sys.executable, "-I", str(FAKE_APP), str(files.project_dir), "obey", "done"]
+        shown: list[Status] = []
+        play(files, command=command, steps=steps, show=shown.append, pace=HASTE)
+        assert [status.activity for status in shown] == ["suspended", "running", "running"]
+        assert (shown[-1].fraction_done, shown[-1].cpu_time_s) == (1, 2)
 
     def test_what_is_left_is_named(self, files: TaskFiles, caplog: pytest.LogCaptureFixture) -> None:
         assert played(files, "wait for start\nquit", "litter", "done") == 0

@@ -270,10 +270,11 @@ class ClientTwin:
             self._checkpoint_elapsed_s = self.elapsed_s
             self._exits_without_checkpoint = 0
         self.figures = figures
-        activity = "suspended" if self._suspended_by else "running"
-        self._show(
-            Status(fraction_done=min(1.0, figures.fraction_done), cpu_time_s=figures.cpu_time_s, activity=activity)
-        )
+        self._show_figures()
+
+    def _show_figures(self) -> None:
+        seen, activity = self.figures, "suspended" if self._suspended_by else "running"
+        self._show(Status(fraction_done=min(1.0, seen.fraction_done), cpu_time_s=seen.cpu_time_s, activity=activity))
 
     def _take_trickle(self) -> None:
         path = self._slot.path / _TRICKLE_UP_FILE
@@ -322,6 +323,7 @@ class ClientTwin:
         if not self._suspended_by:
             self._control.put(Request.SUSPEND.value)
         self._suspended_by.add(reason)
+        self._show_figures()
 
     def resume(self, reason: str) -> None:
         """Take the reason back; the job goes on when there is no other."""
@@ -329,6 +331,7 @@ class ClientTwin:
         self._suspended_by.discard(reason)
         if was_suspended and not self._suspended_by:
             self._control.put(Request.RESUME.value)
+        self._show_figures()
 
     async def quit(self) -> None:
         """Have the app end, and wait for it; it is started again after `start`."""
