@@ -166,7 +166,7 @@ class BoincClient:
         return [process for process in self.processes() if _name(process).startswith("qemu-system")]
 
     def left_behind(self) -> list[str]:
-        """Files of the wrapper's own in a slot, but for its record, and what is no task's in the project's directory."""
+        """A wrapper's own files in a slot, but for its record, and what is no task's in the project's directory."""
         ours = (".vmwrapper", "boinc_lockfile")
         in_slots = [str(path) for path in self._directory.glob("slots/*/*") if path.name.startswith(ours)]
         in_slots = [path for path in in_slots if not path.endswith(RECORD_FILE)]
