@@ -12,12 +12,11 @@ from vmwrapper.boinc.api import Operations
 from vmwrapper.boinc.init_data import InitData
 from vmwrapper.durable import write_durably
 from vmwrapper.errors import GivenUp, HostDiskFailed, TemporaryFailure
+from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hostile import one_line
 from vmwrapper.job.resolve import ResolvedTask
 
 log = logging.getLogger(__name__)
-
-RECORD_FILE = ".vmwrapper-record.json"
 
 _VERSION = 1
 _LARGEST_BYTES = 1 << 20

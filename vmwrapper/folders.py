@@ -5,6 +5,8 @@ from pathlib import Path
 
 MACHINE_FOLDER = ".vmwrapper"
 """What a machine needs is in this folder of the job's directory, as long as it exists."""
+RECORD_FILE = ".vmwrapper-record.json"
+"""What is safe of the job is in this file of its directory, from one episode to the next."""
 
 
 def cache_folder() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from vmwrapper.checkpoint import RECORD_FILE
+from vmwrapper.folders import RECORD_FILE
 
 from .client_files import ClientFiles, Preferences, Workunit
 from .project_server import ProjectServer

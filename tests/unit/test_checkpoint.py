@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from vmwrapper.boinc.init_data import InitData
 from vmwrapper.checkpoint import (
-    RECORD_FILE,
     Record,
     count_try,
     fingerprint,
@@ -20,6 +19,7 @@ from vmwrapper.checkpoint import (
     write_record,
 )
 from vmwrapper.errors import GivenUp, HostDiskFailed, MachineExited, NoUsableHypervisor
+from vmwrapper.folders import RECORD_FILE
 from vmwrapper.job.model import Task
 from vmwrapper.job.resolve import ResolvedTask
 

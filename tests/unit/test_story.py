@@ -12,7 +12,6 @@ import pytest
 
 from vmwrapper.boinc.api import Operations, Request, Status
 from vmwrapper.boinc.standalone import Standalone
-from vmwrapper.checkpoint import RECORD_FILE
 from vmwrapper.errors import (
     GuestPanicked,
     GuestPoweredOff,
@@ -20,6 +19,7 @@ from vmwrapper.errors import (
     VmwrapperError,
 )
 from vmwrapper.exit_status import ExitStatus
+from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hypervisor.interface import MIB
 from vmwrapper.hypervisor.memory import IMAGE, STDERR, MemoryGuest, MemoryHypervisor, Power, Program
 from vmwrapper.hypervisor.registry import Registry

@@ -15,6 +15,7 @@ from vmwrapper.boinc.init_data import INIT_DATA_FILE, SHARED_BY_FILE
 from vmwrapper.boinc.slot_files import FINISH_FILE, TEMPORARY_EXIT_FILE
 from vmwrapper.boinc.slot_lock import slot_lock
 from vmwrapper.errors import HostDiskFailed, JobError, SlotBusy
+from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hostile import one_line
 from vmwrapper.twin.files import TaskFiles
 
@@ -188,8 +189,8 @@ class TwinSlot:
         (self.path / TEMPORARY_EXIT_FILE).unlink(missing_ok=True)
 
     def left_by_app(self) -> list[str]:
-        """What the app has left there that is neither the client's nor for it."""
-        names = {name.partition("/")[0] for name in self._files.names} | {"job.xml"} | _CLIENTS_FILES
+        """What the app has left there that is neither the client's nor for it, nor for the app's next episode."""
+        names = {name.partition("/")[0] for name in self._files.names} | {"job.xml", RECORD_FILE} | _CLIENTS_FILES
         return sorted(path.name for path in self.path.iterdir() if path.name not in names)
 
 
