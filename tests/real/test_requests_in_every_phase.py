@@ -29,7 +29,7 @@ OBEYED_WITHIN_S = 1.0
 BOOT_LIMIT_S = 8.0
 TIME_LIMIT_S = 6.0
 COMPUTED_S = 4
-LARGE_MIB, MADE_MIB = 1024, 512
+LARGE_MIB, MADE_MIB = 1024, 256
 PACKED_FILES = 800
 PACKED_BYTES = 40_000
 
@@ -57,10 +57,10 @@ PHASES = [
     Phase(name="boot", chapter="Machine is on", later_s=0.3, job="quick", suspended_s=BOOT_LIMIT_S + 1),
     Phase(name="start", chapter="Copying in input small.sh", job="quick"),
     Phase(name="run", chapter="Running the program", later_s=0.3, job="quick", suspended_s=TIME_LIMIT_S),
-    Phase(name="removal", chapter="removing small.sh", job="quick"),
+    Phase(name="removal", chapter="removing small.sh", job="two"),
     Phase(name="install", chapter="Installing package many.tar.gz", later_s=0.5, job="package"),
     Phase(name="copying in", chapter="Copying in input large", later_s=0.5, job="large"),
-    Phase(name="fetching", chapter="Copying out output back", later_s=0.5, job="made"),
+    Phase(name="fetching", chapter="Copying out output back", later_s=0.3, job="made"),
     Phase(name="cleaning up", chapter="removing many.tar.gz", later_s=0.5),
 ]
 HAS_KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
@@ -68,9 +68,11 @@ OUTPUTS = {"small", "back"}
 SMALL = task("small.sh", f"<output>small</output><time_limit>{TIME_LIMIT_S}</time_limit>")
 LARGE = "<output>back</output><disk_mb>2500</disk_mb>"
 PACKAGE = "<package>many.tar.gz</package>"
+QUICK = task("small.sh", "<output>small</output><setenv>SECONDS=1</setenv>")
 JOBS = {
-    "quick": job(task("small.sh", "<output>small</output><setenv>SECONDS=1</setenv>")),
-    "package": job(task("small.sh", "<output>small</output><setenv>SECONDS=0</setenv>", PACKAGE)),
+    "quick": job(QUICK),
+    "two": job(QUICK, task("made.sh")),  # so that the app outlives the first machine
+    "package": job(task("small.sh", PACKAGE)),
     "large": job(task("large.sh", LARGE, "<data>large</data>")),
     "made": job(task("made.sh", LARGE)),
     "all": job(SMALL, task("large.sh", LARGE, "<data>large</data>", PACKAGE)),
