@@ -77,7 +77,7 @@ uninstall() {
     shift
     for file in "$@"; do
         case $kind in
-        tar) unpacked "$file" | tar -tf - | while IFS= read -r name; do rm -f "/$name"; done ;;
+        tar) unpacked "$file" | tar -tf - | tr '\n' '\0' | (cd / && xargs -0 rm -f --) ;;
         deb) dpkg -r "$(dpkg-deb -f "$file" Package)" ;;
         rpm) rpm -e "$(rpm -qp "$file")" ;;
         apk) apk del "$(tar -xzOf "$file" .PKGINFO | sed -n 's/^pkgname = //p')" ;;
