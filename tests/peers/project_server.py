@@ -2,11 +2,14 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _RESULT = re.compile(r"<result>\s*<name>([^<]*)</name>\s*<final_cpu_time>.*?</result>", re.DOTALL)
+_TRICKLE_UP = re.compile(r"<msg_from_host>.*?</msg_from_host>", re.DOTALL)
+_RESULT_NAME = re.compile(r"<result_name>([^<]*)</result_name>")
 _FILE_NAME = re.compile(rb"<name>([^<]*)</name>")
 
 
@@ -19,6 +22,9 @@ class ProjectServer(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
         self.reports: dict[str, str] = {}
         """What the client said of each result that it reported."""
+        self.trickles_up: list[str] = []
+        self.trickle_down: str | None = None
+        """What the app of each trickle-up is answered."""
 
     def answer_upload(self, request: bytes) -> str:
         if b"<get_file_size>" in request:
@@ -30,8 +36,11 @@ class ProjectServer(ThreadingHTTPServer):
         return "<data_server_reply>\n    <status>0</status>\n</data_server_reply>\n"
 
     def answer_schedule(self, request: bytes) -> str:
-        reports = {found[1]: found[0] for found in _RESULT.finditer(request.decode(errors="replace"))}
+        text = request.decode(errors="replace")
+        reports = {found[1]: found[0] for found in _RESULT.finditer(text)}
+        trickles = _TRICKLE_UP.findall(text)
         self.reports |= reports
+        self.trickles_up += trickles
         taken = "".join(f"<result_ack>\n<name>{name}</name>\n</result_ack>\n" for name in reports)
         return f"""\
 <scheduler_reply>
@@ -41,8 +50,17 @@ class ProjectServer(ThreadingHTTPServer):
 <project_name>stub</project_name>
 <userid>1</userid>
 <hostid>1</hostid>
-{taken}</scheduler_reply>
+{taken}{"".join(map(self._answer, trickles))}</scheduler_reply>
 """
+
+    def _answer(self, trickle: str) -> str:
+        name = _RESULT_NAME.search(trickle)
+        if self.trickle_down is None or name is None:
+            return ""
+        return (
+            f"<message_ack/>\n<trickle_down>\n<result_name>{name[1]}</result_name>\n<time>{time.time():.0f}</time>\n"
+            f"{self.trickle_down}\n</trickle_down>\n"
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
