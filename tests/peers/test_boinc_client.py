@@ -87,3 +87,13 @@ def test_after_a_temporary_exit_the_task_is_started_again(
     assert report.count("Running the program") == 2
     assert "<exit_status>0</exit_status>" in report
     assert server.uploads == {f"{RESULT}_0": RIGHT}
+
+
+def test_a_task_that_outgrows_its_workunit_is_told_so(client: BoincClient, server: ProjectServer, image: bytes) -> None:
+    script = "dd if=/dev/zero of=big bs=1M count=400 conv=fsync; sleep 600"
+    start(client, image, work(script, disk_bound_bytes=200_000_000))
+    report = client.report()
+    assert "<exit_status>196</exit_status>" in report
+    assert "rsc_disk_bound" in report
+    assert server.uploads == {}
+    assert client.left_behind() == []
