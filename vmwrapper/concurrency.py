@@ -1,6 +1,8 @@
 """Structured concurrency, with errors that don't tell of it."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -42,3 +44,24 @@ async def to_thread_and_back(work: Callable[..., T], *arguments: object) -> T:
         await asyncio.wait([task])
         task.exception()  # looked at, so that asyncio does not log it
         raise
+
+
+@asynccontextmanager
+async def repeated(step: Callable[[], float]) -> AsyncIterator[None]:
+    """Have `step` called in a thread for the length of the block; it returns after how many seconds it is called again.
+
+    What it raises ends the block.
+    That is so whatever the event loop is busy with, and takes less than half of the CPU time that it takes to wake that
+    up. The end of the block waits for the next time.
+    """
+    enough = threading.Event()
+    async with beside(to_thread_and_back(_repeat, step, enough)):
+        try:
+            yield
+        finally:
+            enough.set()
+
+
+def _repeat(step: Callable[[], float], enough: threading.Event) -> None:
+    while not enough.is_set():
+        time.sleep(step())  # cheaper than any wait that can be cut short

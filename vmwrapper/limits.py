@@ -1,12 +1,10 @@
 """What the workunit allows a job, watched as the client watches it."""
 
-import asyncio
 import logging
 import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import NoReturn
 
 from vmwrapper.boinc.init_data import InitData
 from vmwrapper.errors import DiskLimitExceeded, MemoryLimitExceeded
@@ -16,7 +14,6 @@ log = logging.getLogger(__name__)
 
 _HYPERVISOR_MIB = 128
 """What a machine takes beside its guest's memory, with the wrapper: about as much as was measured."""
-_DISK_LOOK_S = 10.0
 _NICEST = 19
 _NICENESS = {0: _NICEST, 1: 10, 2: 0, 3: -10, 4: -16, 5: -16}
 
@@ -50,16 +47,14 @@ def niceness(client: InitData) -> int | None:
     return _NICENESS.get(client.process_priority, _NICEST)
 
 
-async def watch_disk(slot: Path, outputs: Collection[Path], bound_bytes: float) -> NoReturn:
-    """Never returns: raises DiskLimitExceeded as soon as the job's files are larger than that. 0 is no bound."""
-    while True:
-        used_bytes = await asyncio.to_thread(disk_use_bytes, slot, outputs)
-        if bound_bytes and used_bytes > bound_bytes:
-            raise DiskLimitExceeded(
-                f"the job's files have {used_bytes / MIB:.0f} MiB, its workunit allows {bound_bytes / MIB:.0f} MiB: "
-                "lower <disk_mb>, or raise rsc_disk_bound"
-            )
-        await asyncio.sleep(_DISK_LOOK_S)
+def check_disk(slot: Path, outputs: Collection[Path], bound_bytes: float) -> None:
+    """Raise DiskLimitExceeded where the job's files are larger than that. 0 is no bound."""
+    used_bytes = disk_use_bytes(slot, outputs)
+    if bound_bytes and used_bytes > bound_bytes:
+        raise DiskLimitExceeded(
+            f"the job's files have {used_bytes / MIB:.0f} MiB, its workunit allows {bound_bytes / MIB:.0f} MiB: "
+            "lower <disk_mb>, or raise rsc_disk_bound"
+        )
 
 
 def disk_use_bytes(slot: Path, outputs: Collection[Path]) -> int:

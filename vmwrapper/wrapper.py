@@ -23,7 +23,7 @@ from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 from vmwrapper.keeper import Keeper
-from vmwrapper.limits import check_memory, niceness, watch_disk
+from vmwrapper.limits import check_disk, check_memory, niceness
 from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.task_run import TaskRun
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 BOOT_LIMIT_S = 300.0
 CREDIT_TRICKLE_S = 3600.0
+DISK_LOOK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +162,7 @@ class Episode:
         while True:
             self._api.report(progress.status())
             await next_second()
+            await self._run_state.may_run()  # a client wants no status meanwhile, and each look costs
 
     async def _trickle(self, job: Job, progress: Progress) -> None:
         """Tell the server now and then what it may give credit for."""
@@ -169,6 +171,7 @@ class Episode:
         told_at_s = progress.elapsed_s
         while True:
             await next_second()
+            await self._run_state.may_run()
             if progress.elapsed_s - told_at_s >= period_s:
                 told_at_s = progress.elapsed_s
                 try:
@@ -178,7 +181,11 @@ class Episode:
 
     async def _watch_disk(self, tasks: Sequence[ResolvedTask]) -> NoReturn:
         outputs = [file for task in tasks for file in task.outputs.values()]
-        await watch_disk(self._api.slot, outputs, self._api.init_data.rsc_disk_bound_bytes)
+        while True:
+            await self._run_state.may_run()
+            bound_bytes = self._api.init_data.rsc_disk_bound_bytes
+            await asyncio.to_thread(check_disk, self._api.slot, outputs, bound_bytes)
+            await asyncio.sleep(DISK_LOOK_S)
 
 
 def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Options) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .figure import Figure
+from .requests import measure_requests
 from .start import measure_idle, measure_start
 from .transfers import measure_further_tasks, measure_huge_file, measure_large_files, measure_small_files
 
@@ -25,6 +26,7 @@ MEASURES = (
     measure_small_files,
     measure_further_tasks,
     measure_huge_file,
+    measure_requests,
 )
 
 

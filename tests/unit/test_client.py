@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +70,18 @@ class Memory:
         return self._memory[place + 1 : place + 1024].split(b"\0")[0]
 
 
+@asynccontextmanager
+async def repeated_in_loop(step: Callable[[], float]) -> AsyncIterator[None]:
+    """In simulated time, which no other thread has."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(step())
+
+    async with beside(repeat()):
+        yield
+
+
 @pytest.fixture
 def slot(tmp_path: Path) -> Path:
     begin(tmp_path)
@@ -94,7 +106,7 @@ def signals() -> Iterator[None]:
 
 @pytest.fixture
 def client(slot: Path) -> Iterator[Client]:
-    client = Client(slot)
+    client = Client(slot, repeat=repeated_in_loop)
     yield client
     client.end(QuitRequested("the test is over"))
 

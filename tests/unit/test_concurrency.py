@@ -1,11 +1,13 @@
 """Errors and ends of work that goes on side by side."""
 
 import asyncio
+import threading
+import time
 
 import pytest
 
-from vmwrapper.concurrency import beside, ungrouped
-from vmwrapper.errors import GuestSilent, MachineExited
+from vmwrapper.concurrency import beside, repeated, ungrouped
+from vmwrapper.errors import GuestSilent, HostDiskFailed, MachineExited
 
 
 async def fails(error: Exception, *, after_s: float = 0.0) -> None:
@@ -110,3 +112,35 @@ class TestBeside:
         with pytest.raises(GuestSilent):
             async with beside(fails(KeyError("x")), fails(GuestSilent("y"))):
                 await asyncio.Event().wait()
+
+
+class TestRepeated:
+    async def test_it_goes_on_while_the_event_loop_is_busy_and_ends_with_the_block(self) -> None:
+        threads = []
+
+        def step() -> float:
+            threads.append(threading.get_ident())
+            return 0.01
+
+        async with repeated(step):
+            await asyncio.sleep(0.05)
+            threads.clear()
+            time.sleep(0.2)
+        assert len(threads) > 5
+        assert set(threads) & {threading.get_ident()} == set()
+        count = len(threads)
+        await asyncio.sleep(0.05)
+        assert len(threads) == count
+
+    async def test_its_error_ends_the_block(self) -> None:
+        def fail() -> float:
+            raise HostDiskFailed("full")
+
+        with pytest.raises(HostDiskFailed, match="full"):
+            async with repeated(fail):
+                await asyncio.Event().wait()
+
+    async def test_an_error_of_the_block_comes_out(self) -> None:
+        with pytest.raises(KeyError):
+            async with repeated(lambda: 0.01):
+                raise KeyError

@@ -9,7 +9,7 @@ import string
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,6 +265,19 @@ def test_a_disk_that_is_full_at_an_output_s_last_byte(tmp_path: Path, size: int)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, no_more)
         sink.close()
+
+
+def test_a_disk_that_is_full_while_a_rest_is_buffered(tmp_path: Path) -> None:
+    no_more = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB - 100, no_more[1]))
+    try:
+        with closing(Sink([Output(tmp_path / "cut", 4 * MIB, executable=False)], hashlib.sha256())) as sink:
+            sink.open_next()
+            sink.write(bytes(MIB))
+            with pytest.raises(HostDiskFailed, match="cut: File too large"):
+                sink.write(bytes(MIB))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_more)
 
 
 class Deaf(FakeGuest):

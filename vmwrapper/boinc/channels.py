@@ -33,6 +33,11 @@ class Channel(IntEnum):
     TRICKLE_DOWN = 7
 
 
+_CONTROL = Channel.PROCESS_CONTROL_REQUEST * _CHANNEL_BYTES
+_HEARTBEAT = Channel.HEARTBEAT * _CHANNEL_BYTES
+_TRICKLE_DOWN = Channel.TRICKLE_DOWN * _CHANNEL_BYTES
+
+
 class Channels:
     """Messages cross it in both directions. A channel's first byte is not 0 while its message waits to be read."""
 
@@ -49,6 +54,12 @@ class Channels:
         self._memory[flag + 1 : flag + len(text) + 2] = text + b"\0"
         self._memory[flag] = 1  # last: then the other side reads
         return True
+
+    @property
+    def are_unread(self) -> bool:
+        """Whether there may be something to receive. To be asked very often."""
+        memory = self._memory
+        return bool(memory[_CONTROL] or memory[_HEARTBEAT] or memory[_TRICKLE_DOWN])
 
     def receive(self, channel: Channel) -> bytes | None:
         """Take the message that waits there, if one does."""

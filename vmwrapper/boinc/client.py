@@ -1,14 +1,13 @@
 """The app API with a real client on the other side."""
 
 import asyncio
-import itertools
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 
@@ -21,7 +20,7 @@ from vmwrapper.boinc.messages import Address, Heartbeat
 from vmwrapper.boinc.slot_lock import slot_lock
 from vmwrapper.boinc.trickles import TrickleDown, Trickles
 from vmwrapper.boinc.uploads import Uploads
-from vmwrapper.concurrency import beside
+from vmwrapper.concurrency import repeated
 from vmwrapper.errors import (
     ClientUnreachable,
     HostDiskFailed,
@@ -39,11 +38,18 @@ LOCK_WAIT_S = 35.0
 EXIT_LIMIT_S = 50.0
 """How long we may take to end when we are asked to; after 60 s the client kills."""
 
-_POLL_S = 0.1
-_POLLS_PER_LOOK_FOR_CLIENT = 100
-_POLLS_WITHOUT_HEARTBEAT = 300
+_POLL_S = 0.09
+_LONG_SUSPENDED_S = 5.0
+_LAZY_POLL_S = 0.25
+"""When suspended for longer: each look costs 0.1 ms of CPU time, which a suspended job should not use."""
+_LOOK_FOR_CLIENT_S = 10.0
+_WITHOUT_HEARTBEAT_S = 30.0
 _LAST_WORDS_S = 2.0
 _EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: ExitStatus.ABORTED_BY_CLIENT}
+
+
+Repeat = Callable[[Callable[[], float]], AbstractAsyncContextManager[None]]
+"""As `repeated` does."""
 
 
 class Client:
@@ -53,8 +59,11 @@ class Client:
 
     _init_data: InitData
 
-    def __init__(self, slot: Path, *, exit_limit_s: float = EXIT_LIMIT_S) -> None:
-        """`exit_limit_s` after a request to quit or abort, or a signal, the process is killed unless it has ended."""
+    def __init__(self, slot: Path, *, exit_limit_s: float = EXIT_LIMIT_S, repeat: Repeat = repeated) -> None:
+        """`exit_limit_s` after a request to quit or abort, or a signal, the process is killed unless it has ended.
+
+        `repeat` has the client listened to as long as an episode lasts, beside the event loop.
+        """
         self.slot = slot.absolute()
         self.trickles = Trickles(self.slot)
         self.uploads = Uploads(self.slot)
@@ -65,6 +74,8 @@ class Client:
         self._status: Status | None = None  # not sent yet
         self._addresses: dict[Address, bytes] = {}  # not sent yet
         self._heartbeat = Heartbeat()
+        self._repeat = repeat
+        self._heard_at_s = self._looked_at_s = self._suspended_at_s = 0.0
         self._suspended = False
         self._done = False
 
@@ -99,18 +110,14 @@ class Client:
     @asynccontextmanager
     async def episode(self) -> AsyncIterator[None]:
         """The client is heard first. Source: BOINC's api/boinc_api.cpp, boinc_init_options_general."""
-        loop = asyncio.get_running_loop()
-
-        def signalled() -> None:
-            self._watchdog.end_by(_EXIT_STATUS[Request.QUIT])
-            loop.call_soon_threadsafe(self._want, Request.QUIT)
-
+        self._loop = asyncio.get_running_loop()
+        self._heard_at_s = self._looked_at_s = self._loop.time()
         self._watchdog.watch()
-        with self._signals.heard(signalled):
+        with self._signals.heard(partial(self._want, Request.QUIT)):
             self._init_data = read_init_data(self.slot)
             with open_channels(self.slot, self._init_data) as channels:
                 try:
-                    async with beside(self._converse(channels)):
+                    async with self._repeat(partial(self._converse, channels)):
                         await self._lock()
                         slot_files.remove_finish(self.slot)
                         self.trickles.begin()
@@ -136,21 +143,19 @@ class Client:
             reason = "Waiting to acquire slot directory lock.  Another instance may be running."  # as BOINC's own
             raise SlotBusy(reason) from busy
 
-    async def _converse(self, channels: Channels) -> NoReturn:
-        """Keep both ends talking. A message that waits for 3 minutes would have the client kill us."""
-        last_heard = 0
-        for poll in itertools.count():
-            if self._listen(channels):
-                last_heard = poll
+    def _converse(self, channels: Channels) -> float:
+        """Keep both ends talking; when to do so again. What waits for 3 minutes would have the client kill us."""
+        now_s = self._loop.time()
+        if channels.are_unread:
+            self._listen(channels, now_s)
+        if self._status or self._addresses or self.trickles.is_untold or self.uploads.is_untold:
             self._say(channels)
-            if self._is_client_gone(poll, last_heard):
-                log.info("The client is gone")
-                self._want(Request.QUIT)
-            await asyncio.sleep(_POLL_S)
-        raise AssertionError  # there is no last number
+        if self._is_client_gone(now_s):
+            log.info("The client is gone")
+            self._want(Request.QUIT)
+        return _LAZY_POLL_S if self._suspended and now_s - self._suspended_at_s > _LONG_SUSPENDED_S else _POLL_S
 
-    def _listen(self, channels: Channels) -> bool:
-        """Take all that the client says; whether it was its heartbeat."""
+    def _listen(self, channels: Channels, now_s: float) -> None:
         if message := channels.receive(Channel.PROCESS_CONTROL_REQUEST):
             for request in messages.requests_in(message):
                 log.debug("The client wants: %s", request.value)
@@ -158,17 +163,17 @@ class Client:
             if messages.REREAD_INIT_DATA in message:
                 self._reread()
         if (message := channels.receive(Channel.TRICKLE_DOWN)) and messages.HAVE_TRICKLE_DOWN in message:
-            self.trickles.have_come()
-        if (message := channels.receive(Channel.HEARTBEAT)) is None:
-            return False
-        self._heartbeat = messages.heard(self._heartbeat, message)
-        return messages.is_heartbeat(message)
+            self._loop.call_soon_threadsafe(self.trickles.have_come)
+        if message := channels.receive(Channel.HEARTBEAT):
+            self._heartbeat = messages.heard(self._heartbeat, message)
+            if messages.is_heartbeat(message):
+                self._heard_at_s = now_s
 
     def _say(self, channels: Channels) -> None:
         """Say all that waits, and for which there is room."""
-        if self._status and not self._suspended:
-            message = messages.status_message(self._status, self._init_data)
-            if message is None or channels.send(Channel.APP_STATUS, message):
+        if (status := self._status) and not self._suspended:
+            message = messages.status_message(status, self._init_data)
+            if (message is None or channels.send(Channel.APP_STATUS, message)) and self._status is status:
                 self._status = None
         news = messages.HAVE_TRICKLE_UP if self.trickles.is_untold else b""
         news += messages.HAVE_UPLOAD_FILE if self.uploads.is_untold else b""
@@ -179,10 +184,11 @@ class Client:
                 del self._addresses[kind]
 
     def _want(self, request: Request) -> None:
-        self._suspended = request is Request.SUSPEND
+        """From any thread, and from a signal handler."""
+        self._suspended, self._suspended_at_s = request is Request.SUSPEND, self._loop.time()
         if request in _EXIT_STATUS:
             self._watchdog.end_by(_EXIT_STATUS[request])
-        self._requests.put_nowait(request)
+        self._loop.call_soon_threadsafe(self._requests.put_nowait, request)
 
     def _reread(self) -> None:
         """Take what the client says anew, but not of another job or by another client, nor what is unusable."""
@@ -194,10 +200,13 @@ class Client:
         if _identity(data) == _identity(self._init_data):
             self._init_data = data
 
-    def _is_client_gone(self, poll: int, last_heard: int) -> bool:
+    def _is_client_gone(self, now_s: float) -> bool:
         if not (pid := self._init_data.client_pid):
-            return poll - last_heard == _POLLS_WITHOUT_HEARTBEAT
-        return poll % _POLLS_PER_LOOK_FOR_CLIENT == 0 and not _exists(pid)
+            return now_s - self._heard_at_s > _WITHOUT_HEARTBEAT_S
+        if now_s - self._looked_at_s < _LOOK_FOR_CLIENT_S:
+            return False
+        self._looked_at_s = now_s
+        return not _exists(pid)
 
     async def _last_words_said(self) -> None:
         for _ in range(round(_LAST_WORDS_S / _POLL_S)):

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -61,7 +61,8 @@ class Sink:
         self._left = 0
 
     def close(self) -> None:
-        self._stack.close()
+        with suppress(OSError):  # what is not whole by now is removed
+            self._stack.close()
 
     def open_next(self) -> None:
         """Go on to the next file that has bytes to come, once this one has all of its own."""
