@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vmwrapper.errors import GivenUp, HostDiskFailed, TemporaryFailure
 from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hostile import one_line
 from vmwrapper.job.resolve import ResolvedTask
+from vmwrapper.outputs import put_in_place_late
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,18 @@ class Record:
     job: str
     """The `fingerprint` of the job that it belongs to; empty where none has been read."""
     tasks_done: int = 0
-    """From the first on; their outputs are in their places."""
+    """From the first on; their outputs are safe."""
+    tasks_in_place: int = 0
+    """And in their places: all but the last one's, where an episode was ended when it was about to put them there."""
     cpu_time_s: float = 0.0
     elapsed_s: float = 0.0
     """Running time."""
     floating_point_operations: float = 0.0
     integer_operations: float = 0.0
     failed_tries: int = 0
-    """Temporary exits in a row since then."""
+    """Temporary exits in a row since then, all for the same reason."""
+    failed_as: str = ""
+    """That reason's kind of error."""
 
     @property
     def operations(self) -> Operations:
@@ -45,36 +51,56 @@ class Record:
 
 def fingerprint(job_file: Path, tasks: tuple[ResolvedTask, ...]) -> str:
     """What a job is made of: its file's content, and size and time of what it reads that it does not write itself."""
-    digest = hashlib.sha256(job_file.read_bytes())
+    digest = hashlib.sha256()
     written = {file for resolved in tasks for file in resolved.outputs.values()}
     for resolved in tasks:
         for file in (resolved.image, *resolved.inputs.values(), *resolved.packages.values()):
             if file.resolve() not in written:
                 state = file.stat()
                 digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return f"{_content(job_file)} {digest.hexdigest()}"
+
+
+def _content(job_file: Path) -> str:
+    return hashlib.sha256(job_file.read_bytes()).hexdigest()
+
+
+def record_of_end(slot: Path, job_file: Path, tasks: int) -> Record | None:
+    """The slot's record, if it says that all of so many tasks of this job file are done, and nothing is left to do."""
+    record = read_record(slot)
+    if record and record.tasks_in_place == tasks and record.job.startswith(_content(job_file)):
+        return record
+    return None
 
 
 def read_record(slot: Path) -> Record | None:
-    """The slot's record; None where there is none, or none that can be used, which the log tells."""
+    """The slot's record; None where there is none, or none that makes sense, which the log tells.
+
+    Raises HostDiskFailed where it can't be read just now.
+    """
     path = slot / RECORD_FILE
     try:
         with path.open("rb") as file:
-            return _parsed(file.read(_LARGEST_BYTES))
+            content = file.read(_LARGEST_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise HostDiskFailed(f"can't read {path}: {error.strerror}") from error
+    try:
+        return _parsed(content)
+    except (ValueError, RecursionError) as error:
         log.warning("The job begins anew, since %s can't be used: %s", path, one_line(str(error)))
         return None
 
 
-def last_record(slot: Path, job: str, client: InitData) -> Record:
-    """What is safe of the job with this fingerprint: where no record says that, what the client says."""
+def last_record(slot: Path, job: str, tasks: Sequence[ResolvedTask], client: InitData) -> Record:
+    """What is safe of the job with this fingerprint: where no record says that, what the client says.
+
+    Outputs that an earlier episode was about to put in place are put there. Raises HostDiskFailed.
+    """
     record = read_record(slot)
     if record and record.job == job:
-        if record.tasks_done:
-            log.info("Going on behind %d task(s) that an earlier episode did", record.tasks_done)
-        return record
+        return _gone_on(slot, record, tasks)
     if record and record.tasks_done:
         log.warning("The job begins anew: its files are not those of the earlier episode")
     return Record(
@@ -82,19 +108,40 @@ def last_record(slot: Path, job: str, client: InitData) -> Record:
         cpu_time_s=client.checkpoint_cpu_time_s,
         elapsed_s=client.starting_elapsed_time_s,
         failed_tries=record.failed_tries if record else 0,
+        failed_as=record.failed_as if record else "",
     )
 
 
-def count_try(slot: Path, failure: TemporaryFailure) -> None:
-    """Let a failure know how many tries in a row have failed. Raises GivenUp where these are too many."""
-    record = read_record(slot) or Record(job="")
-    failure.tries = record.failed_tries + 1
-    if failure.tries > failure.most_tries:
-        raise GivenUp(failure) from failure
+def _gone_on(slot: Path, record: Record, tasks: Sequence[ResolvedTask]) -> Record:
+    done = tasks[: record.tasks_done]
+    if record.tasks_in_place < record.tasks_done:
+        put_in_place_late(done[-1].outputs.values())
+        record = replace(record, tasks_in_place=record.tasks_done)
+        write_record(slot, record)
+    for number, task in enumerate(done):
+        if absent := [name for name, file in task.outputs.items() if not file.exists()]:
+            log.warning("Going on behind %d task(s) only: the next one's %s is missing", number, one_line(absent[0]))
+            return replace(record, tasks_done=number, tasks_in_place=number)
+    if done:
+        log.info("Going on behind %d task(s) that an earlier episode did", len(done))
+    return record
+
+
+def count_try(slot: Path, failure: TemporaryFailure, *, ran_s: float) -> None:
+    """Let a failure know how many tries in a row have failed like it. Raises GivenUp where these are too many.
+
+    One after a long time, which the episode's `ran_s` tells, is the first.
+    """
+    kind = type(failure).__name__
     try:
-        write_record(slot, replace(record, failed_tries=failure.tries))
-    except HostDiskFailed as full:
-        log.warning("This try is not counted: %s", full)
+        record = read_record(slot) or Record(job="")
+        goes_on = record.failed_as == kind and ran_s <= failure.longest_delay_s
+        failure.tries = record.failed_tries + 1 if goes_on else 1
+        if failure.tries > failure.most_tries:
+            raise GivenUp(failure) from failure
+        write_record(slot, replace(record, failed_tries=failure.tries, failed_as=kind))
+    except HostDiskFailed as failed:
+        log.warning("This try is not counted: %s", failed)
 
 
 def write_record(slot: Path, record: Record) -> None:
@@ -115,7 +162,10 @@ def _parsed(content: bytes) -> Record:
     kinds: dict[str, Any] = {field.name: field.type for field in fields(Record)}
     if found.keys() != kinds.keys():
         raise ValueError("a figure is missing, or one too many")
-    return Record(**{name: _figure(name, value, kinds[name]) for name, value in found.items()})
+    record = Record(**{name: _figure(name, value, kinds[name]) for name, value in found.items()})
+    if not record.tasks_done - 1 <= record.tasks_in_place <= record.tasks_done:
+        raise ValueError("tasks_in_place makes no sense")
+    return record
 
 
 def _figure(name: str, value: Any, kind: Any) -> Any:

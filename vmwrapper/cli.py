@@ -131,10 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     run_options = _Parser(add_help=False, argument_default=argparse.SUPPRESS, parents=[logging_options])
     run_options.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
     run_options.add_argument(
-        "--trickle", metavar="SECONDS", type=float, help="send the server a trickle-up of the CPU time so often"
+        "--trickle", metavar="SECONDS", type=_seconds, help="send the server a trickle-up of the CPU time so often"
     )
     run_options.add_argument(
-        "--boot-limit", metavar="SECONDS", type=float, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
+        "--boot-limit", metavar="SECONDS", type=_seconds, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
     )
 
     parser = _Parser(
@@ -232,6 +232,7 @@ def _play_client(chosen: argparse.Namespace) -> int:
     files = job_files(read_job(job_file), job_file, image_suffixes=suffixes)
     options = ["--boot-limit", str(chosen.boot_limit)]
     options += ["--backend", chosen.backend] if chosen.backend else []
+    options += ["--trickle", str(chosen.trickle)] if chosen.trickle else []
     options += [f"--{name}" for name in ("verbose", "debug") if vars(chosen)[name]]
     with progress_display() as show:
         return play(files, command=app_command(options), steps=steps, show=show)

@@ -150,6 +150,8 @@ class SlotBusy(TemporaryFailure):
 class ClientUnreachable(TemporaryFailure):
     """There is a BOINC client, but no way to hear of its wishes; running without would make a job nobody can stop."""
 
+    first_delay_s = longest_delay_s = 300
+
 
 class NobodyThere(TemporaryFailure):
     """There is no machine to look into, or not any more."""
@@ -160,12 +162,15 @@ class MachineExited(TemporaryFailure):
 
 
 class HostDiskFailed(TemporaryFailure):
-    """A file on the host can't be written."""
+    """A file on the host can't be read or written."""
+
+    most_tries = 60
 
 
 class HostMemoryShort(TemporaryFailure):
     """The host has less memory free than the machine needs."""
 
+    most_tries = 60
     given_up_as = ExitStatus.OUT_OF_MEMORY
 
 

@@ -11,7 +11,11 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.cpu_time import CpuTime
 
 _STRAIGHT_TO = 0.8
+_MOST_OF_TASK = 0.999
+"""Before it is done, whoever says so."""
 _UNKNOWN_JOB_S = 3600.0
+_LEAST_CHANGE_S = 0.001
+"""Of the CPU time at a checkpoint, or the client sees none."""
 TRICKLE_VARIETY = "cpu_time"
 """Of the messages to the project's server. Source: as below."""
 _NOTHING = Operations(floating_point=0, integer=0)
@@ -26,7 +30,7 @@ def estimated_fraction(elapsed_s: float, expected_s: float) -> float:
     if share <= _STRAIGHT_TO:
         return share
     rest = 1 - _STRAIGHT_TO
-    return 1 - rest / (1 + (share - _STRAIGHT_TO) / rest)
+    return min(1 - rest / (1 + (share - _STRAIGHT_TO) / rest), _MOST_OF_TASK)
 
 
 def expected_s(client: InitData) -> float | None:
@@ -44,6 +48,17 @@ def credit_message(status: Status, elapsed_s: float) -> str:
     if status.operations:
         figures |= {"fpops": status.operations.floating_point, "intops": status.operations.integer}
     return "".join(f"<{name}>{value:f}</{name}>\n" for name, value in figures.items())
+
+
+def status_of_end(record: Record) -> Status:
+    """What there is to tell of a job that an earlier episode did."""
+    return Status(
+        fraction_done=1.0,
+        cpu_time_s=record.cpu_time_s,
+        activity="done",
+        checkpoint_cpu_time_s=record.cpu_time_s,
+        operations=record.operations,
+    )
 
 
 class Progress:
@@ -73,14 +88,14 @@ class Progress:
         self._task_fraction: float | None = 0.0
         self._task_operations = _NOTHING
 
-    def begin_task(self) -> None:
-        """The program of the next task runs from now on."""
+    def begin_task(self, *, estimated: bool) -> None:
+        """The program of the next task runs from now on; whether its fraction is to be estimated, or it tells that."""
         self._task_began_s = self._clock.elapsed_s
-        self._task_fraction = None
+        self._task_fraction = None if estimated else 0.0
 
     def fraction_of_task(self, fraction: float) -> None:
         """The program says that this much of the task is done, 0 to 1. What is less than before is ignored."""
-        self._task_fraction = max(fraction, self._task_fraction or 0.0)
+        self._task_fraction = max(min(fraction, _MOST_OF_TASK), self._task_fraction or 0.0)
 
     def computed(self, operations: Operations) -> None:
         """The program says that it has computed so much. What is less than before is ignored."""
@@ -100,7 +115,8 @@ class Progress:
         return Record(
             job=self._record.job,
             tasks_done=self._tasks_done,
-            cpu_time_s=self.cpu_time.total_s(),
+            tasks_in_place=self._tasks_done,
+            cpu_time_s=max(self.cpu_time.total_s(), self._record.cpu_time_s + _LEAST_CHANGE_S),
             elapsed_s=self.elapsed_s,
             floating_point_operations=self._operations_before.floating_point,
             integer_operations=self._operations_before.integer,

@@ -1,25 +1,25 @@
 """One task in its machine: prepare, copy in, run, follow, copy out."""
 
 import asyncio
-import hashlib
 import logging
-import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from vmwrapper.boinc.slot_files import is_soft_link
+from vmwrapper.checkpoint import Record, write_record
 from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
-from vmwrapper.durable import sync
-from vmwrapper.errors import GuestError, HostDiskFailed, JobError, MachineExited, ProgramFailed, TimeLimitExceeded
+from vmwrapper.errors import GuestError, JobError, MachineExited, ProgramFailed, TimeLimitExceeded, VmwrapperError
 from vmwrapper.guest import reports
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
 from vmwrapper.hostile import one_line, some_of
 from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
 from vmwrapper.job.model import CpuTimeBasis, PackageKind, package_kind
 from vmwrapper.job.resolve import ResolvedTask
+from vmwrapper.outputs import arriving, bring_to_disk, put_in_place
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import RunState
 
@@ -35,11 +35,12 @@ _SECONDS_PER_REPORT = 3
 class TaskRun:
     """The run of one task in a machine of its own, which is powered off before and after."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each of another kind)
         self,
         resolved: ResolvedTask,
         machine: Machine,
         *,
+        slot: Path,
         run_state: RunState,
         progress: Progress,
         boot_limit_s: float,
@@ -48,12 +49,13 @@ class TaskRun:
         self._resolved = resolved
         self._task = resolved.task
         self._machine = machine
+        self._slot = slot
         self._run_state = run_state
         self._progress = progress
         self._boot_limit_s = boot_limit_s
 
     async def run(self, *, kept: AbstractAsyncContextManager[None] | None = None) -> None:
-        """From power-on to the outputs in their places. Raises what ended the task otherwise.
+        """From power-on to the outputs in their places, and that written down. Raises what ended the task otherwise.
 
         `kept` is around all that happens while the machine is on; what is kept is not sanitized.
         """
@@ -68,23 +70,25 @@ class TaskRun:
             await self._machine.power_off()
 
     async def _while_on(self, *, sanitizes: bool) -> None:
-        try:
-            async with beside(self._machine.watch(), self._run_state.drive(self._machine)):
-                await self._in_guest(sanitizes=sanitizes)
-        except (GuestError, MachineExited):
-            self._log_console()
-            raise
+        launcher = Launcher(self._machine.guest, datadir=self._task.datadir, user=self._task.user)
+        async with beside(self._run_state.drive(self._machine)):
+            try:
+                async with beside(self._machine.watch()):
+                    await self._in_guest(launcher)
+            except (GuestError, MachineExited):
+                self._log_console()
+                raise
+            if sanitizes:
+                await self._sanitize(launcher)
 
-    async def _in_guest(self, *, sanitizes: bool) -> None:
-        guest = self._machine.guest
-        await guest.ready(limit_s=self._boot_limit_s)
-        launcher = Launcher(guest, datadir=self._task.datadir, user=self._task.user)
+    async def _in_guest(self, launcher: Launcher) -> None:
+        await self._machine.guest.ready(limit_s=self._boot_limit_s)
         facts = await launcher.prepare(scratch=self._task.scratch_mib > 0)
         log.info("Guest is ready, preparing the job: boot id %s, kernel %s", facts.boot_id, facts.kernel)
         await self._install(launcher)
         await self._copy_in()
         await launcher.start(self._program())
-        self._progress.begin_task()
+        self._progress.begin_task(estimated=self._task.fraction_done_filename is None)
         self._enter("running", "Running the program: %s", self._task.innerjob)
         async with beside(self._hear_often()):
             end = await self._follow(launcher)
@@ -97,9 +101,6 @@ class TaskRun:
             )
         await self._judge(end, launcher)
         await self._copy_out()
-        if sanitizes:
-            await self._sanitize(launcher)
-        self._progress.end_task()
 
     def _enter(self, activity: str, text: str, *arguments: str) -> None:
         self._progress.activity = activity
@@ -202,16 +203,30 @@ class TaskRun:
             self._enter("copying out", "Copying out output %s", name)
         limit_bytes = (self._task.scratch_mib + self._task.memory_mib) * MIB
         with ExitStack() as names:
-            arriving = {name: names.enter_context(_unfinished(path)) for name, path in outputs.items()}
-            kinds = await self._machine.guest.get(self._task.datadir, arriving, limit_bytes=limit_bytes)
+            arrived = {name: arriving(path, names) for name, path in outputs.items()}
+            kinds = await self._machine.guest.get(self._task.datadir, arrived, limit_bytes=limit_bytes)
             regular = [name for name, kind in kinds.items() if kind is FileKind.REGULAR]
-            if links := [name for name in regular if name in self._resolved.unlinked and is_soft_link(arriving[name])]:
+            if links := [name for name in regular if name in self._resolved.unlinked and is_soft_link(arrived[name])]:
                 listed = ", ".join(some_of(links))
                 raise ProgramFailed(f"{self._task.innerjob} left a BOINC <soft_link> as {listed}, in the client's slot")
-            await to_thread_and_back(_put_in_place, {arriving[name]: outputs[name] for name in regular})
-        if missing := [_described(name, kind) for name, kind in kinds.items() if kind is not FileKind.REGULAR]:
-            listed = ", ".join(some_of(missing))
-            raise ProgramFailed(f"{self._task.innerjob} left no file {listed} in {self._task.datadir}")
+            for name in regular:
+                await asyncio.to_thread(bring_to_disk, arrived[name])
+            whole = {arrived[name]: outputs[name] for name in regular}
+            if missing := [_described(name, kind) for name, kind in kinds.items() if kind is not FileKind.REGULAR]:
+                await to_thread_and_back(put_in_place, whole)
+                listed = ", ".join(some_of(missing))
+                raise ProgramFailed(f"{self._task.innerjob} left no file {listed} in {self._task.datadir}")
+            self._progress.end_task()
+            record = self._progress.record()
+            await to_thread_and_back(self._finish, record, whole, names)
+            self._progress.checkpointed(record)
+
+    def _finish(self, record: Record, outputs: Mapping[Path, Path], names: ExitStack) -> None:
+        """Put all outputs in place as one: as soon as the record has them, the next episode would go on with that."""
+        write_record(self._slot, replace(record, tasks_in_place=record.tasks_in_place - 1))
+        names.pop_all()
+        put_in_place(outputs)
+        write_record(self._slot, record)
 
     async def _sanitize(self, launcher: Launcher) -> None:
         """Remove what was copied in and installed. The machine is destroyed anyway: nothing relies on it."""
@@ -219,10 +234,11 @@ class TaskRun:
         for name in some_of([*names, *self._resolved.packages]):
             self._enter("cleaning up", "Sanitizing the virtual machine: removing %s", name)
         try:
-            await launcher.remove(names)
-            for kind, packages in self._packages_by_kind().items():
-                await launcher.uninstall(kind, packages)
-        except GuestError as error:
+            async with beside(self._machine.watch()):
+                await launcher.remove(names)
+                for kind, packages in self._packages_by_kind().items():
+                    await launcher.uninstall(kind, packages)
+        except VmwrapperError as error:
             log.warning("The virtual machine could not be sanitized, and is destroyed as it is: %s", error)
 
     def _log_console(self) -> None:
@@ -232,38 +248,3 @@ class TaskRun:
 
 def _described(name: str, kind: FileKind) -> str:
     return name if kind is FileKind.MISSING else f"{name} (it is {kind.value})"
-
-
-@contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    """The name beside `path` for a file that is to become it; what has it before or still has it after is removed.
-
-    It depends on `path` only, so that what a killed episode left there is found by the next.
-    """
-    name = path.with_name(f".vmwrapper-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
-    with _writing_output(path):
-        name.unlink(missing_ok=True)
-    try:
-        yield name
-    finally:
-        with suppress(OSError):  # the next episode tries again
-            name.unlink(missing_ok=True)
-
-
-def _put_in_place(files: Mapping[Path, Path]) -> None:
-    """Rename each file onto its place, once its bytes are on the disk."""
-    for arrived, place in files.items():
-        with _writing_output(place):
-            sync(arrived)
-            arrived.replace(place)
-    for folder in {place.parent for place in files.values()}:
-        with _writing_output(folder):
-            sync(folder)
-
-
-@contextmanager
-def _writing_output(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HostDiskFailed(f"can't write the output {place}: {error.strerror}") from error

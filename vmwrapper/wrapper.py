@@ -4,16 +4,17 @@ import asyncio
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi, Request
-from vmwrapper.checkpoint import count_try, fingerprint, last_record, remove_record, write_record
+from vmwrapper.checkpoint import count_try, fingerprint, last_record, record_of_end, remove_record
 from vmwrapper.clock import RunningClock, next_second
-from vmwrapper.concurrency import beside
+from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, TemporaryFailure, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
@@ -24,7 +25,7 @@ from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 from vmwrapper.keeper import Keeper
 from vmwrapper.limits import check_disk, check_memory, niceness
-from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s
+from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s, status_of_end
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.task_run import TaskRun
 
@@ -65,7 +66,7 @@ class Episode:
                 await self._run_job(job_file)
             except TemporaryFailure as failure:
                 if self._api.restarts:
-                    count_try(self._api.slot, failure)
+                    count_try(self._api.slot, failure, ran_s=self._run_state.clock.elapsed_s)
                 raise
             except VmwrapperError:
                 self._forget()
@@ -79,6 +80,10 @@ class Episode:
 
     async def _run_job(self, job_file: Path) -> None:
         job = read_job(job_file)
+        if record := record_of_end(self._api.slot, job_file, len(job.tasks)):
+            log.info("The job was done by an earlier episode")
+            self._api.report(status_of_end(record))
+            return
         backends = [await self._choose(task) for task in job.tasks]
         tasks = resolve_job(
             job,
@@ -88,7 +93,8 @@ class Episode:
             project_dir=self._api.project_dir,
             image_suffixes=[backend.image_suffixes for backend in backends],
         )
-        record = last_record(self._api.slot, fingerprint(job_file, tasks), self._api.init_data)
+        made_of = await to_thread_and_back(fingerprint, job_file, tasks)
+        record = last_record(self._api.slot, made_of, tasks, self._api.init_data)
         progress = Progress(
             [task.weight for task in job.tasks],
             record,
@@ -100,7 +106,6 @@ class Episode:
                 if number > record.tasks_done:
                     log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
                     await self._run_task(task, backend, progress, is_last=number == len(tasks))
-                    self._checkpoint(progress)
         self._api.report(progress.status())
 
     async def _choose(self, task: Task) -> Hypervisor:
@@ -112,7 +117,7 @@ class Episode:
     ) -> None:
         task = resolved.task
         log.info("VM image %s: %s", task.vm, resolved.image)
-        with _empty_folder(self._api.slot / MACHINE_FOLDER) as directory:
+        async with _empty_folder(self._api.slot / MACHINE_FOLDER) as directory:
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
                 image=resolved.image,
@@ -129,6 +134,7 @@ class Episode:
                 run = TaskRun(
                     resolved,
                     machine,
+                    slot=self._api.slot,
                     run_state=self._run_state,
                     progress=progress,
                     boot_limit_s=self._options.boot_limit_s,
@@ -137,11 +143,6 @@ class Episode:
                 kept = self._keeper.kept(task, machine, directory, progress, is_last=is_last) if keep else None
                 await run.run(kept=kept)
             progress.cpu_time.end_task()
-
-    def _checkpoint(self, progress: Progress) -> None:
-        record = progress.record()
-        write_record(self._api.slot, record)
-        progress.checkpointed(record)
 
     async def _obey(self) -> NoReturn:
         """Do what the client wants, at any moment."""
@@ -168,16 +169,17 @@ class Episode:
         """Tell the server now and then what it may give credit for."""
         reports_credit = any(task.partial_credit for task in job.tasks)
         period_s = self._options.trickle_period_s or (CREDIT_TRICKLE_S if reports_credit else math.inf)
-        told_at_s = progress.elapsed_s
+        periods_told = progress.elapsed_s // period_s
         while True:
             await next_second()
             await self._run_state.may_run()
-            if progress.elapsed_s - told_at_s >= period_s:
-                told_at_s = progress.elapsed_s
+            if progress.elapsed_s // period_s > periods_told:
+                periods_told = progress.elapsed_s // period_s
+                message = credit_message(progress.status(), progress.elapsed_s)
                 try:
-                    await self._api.send_trickle_up(TRICKLE_VARIETY, credit_message(progress.status(), told_at_s))
-                except TimeoutError:
-                    log.warning("A trickle-up is not sent: the client has not taken the last one")
+                    await self._api.send_trickle_up(TRICKLE_VARIETY, message)
+                except (TimeoutError, HostDiskFailed) as error:
+                    log.warning("A trickle-up is not sent: %s", str(error) or "the client has not taken the last one")
 
     async def _watch_disk(self, tasks: Sequence[ResolvedTask]) -> NoReturn:
         outputs = [file for task in tasks for file in task.outputs.values()]
@@ -204,16 +206,20 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
     return api.end(None)
 
 
-@contextmanager
-def _empty_folder(path: Path) -> Iterator[Path]:
+@asynccontextmanager
+async def _empty_folder(path: Path) -> AsyncIterator[Path]:
     """An empty folder for the length of the block, whatever an earlier episode left there."""
+    try:
+        await to_thread_and_back(_make_empty, path)
+        yield path
+    finally:
+        await to_thread_and_back(partial(shutil.rmtree, ignore_errors=True), path)
+
+
+def _make_empty(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         path.mkdir(mode=0o700)
     except OSError as error:
         raise HostDiskFailed(f"can't make an empty directory {path}: {error.strerror}") from error
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

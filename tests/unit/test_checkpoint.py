@@ -1,7 +1,8 @@
 """The record: written whole, read as a stranger's."""
 
 import json
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,20 @@ from vmwrapper.errors import GivenUp, HostDiskFailed, MachineExited, NoUsableHyp
 from vmwrapper.folders import RECORD_FILE
 from vmwrapper.job.model import Task
 from vmwrapper.job.resolve import ResolvedTask
+from vmwrapper.outputs import arriving
 
 from .fuzzing import fuzzed
 
-RECORD = Record(job="abc", tasks_done=2, cpu_time_s=7.5, elapsed_s=9.25, integer_operations=1e12, failed_tries=3)
+RECORD = Record(
+    job="abc",
+    tasks_done=2,
+    tasks_in_place=2,
+    cpu_time_s=7.5,
+    elapsed_s=9.25,
+    integer_operations=1e12,
+    failed_tries=3,
+    failed_as="MachineExited",
+)
 
 
 def client(slot: Path, **figures: float) -> InitData:
@@ -55,6 +66,8 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         {"cpu_time_s": float("inf")},
         {"cpu_time_s": "7"},
         {"job": 5},
+        {"tasks_in_place": 0},
+        {"tasks_in_place": 3},
         {"more": 1},
     ],
 )
@@ -117,19 +130,69 @@ class TestFingerprint:
             before = changed
 
 
+def test_a_record_that_cant_be_read_just_now_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / RECORD_FILE).mkdir()  # as an error of the disk
+    with pytest.raises(HostDiskFailed, match="can't read"):
+        read_record(tmp_path)
+    count_try(tmp_path, MachineExited("killed"), ran_s=0)
+    assert (tmp_path / RECORD_FILE).is_dir()
+
+
 class TestLastRecord:
+    def tasks(self, folder: Path) -> list[ResolvedTask]:
+        """Two that are done, with an output each, and one that is not."""
+        (folder / "one").write_bytes(b"1")
+        (folder / "two").write_bytes(b"2")
+        return [
+            ResolvedTask(
+                task=Task(line=1, innerjob="program"),
+                image=folder / "image",
+                inputs={},
+                packages={},
+                outputs={name: folder / name},
+            )
+            for name in ("one", "two", "three")
+        ]
+
     def test_of_the_same_job_it_counts(self, tmp_path: Path) -> None:
         write_record(tmp_path, RECORD)
-        assert last_record(tmp_path, "abc", client(tmp_path, checkpoint_cpu_time_s=5)) == RECORD
+        said = client(tmp_path, checkpoint_cpu_time_s=5)
+        assert last_record(tmp_path, "abc", self.tasks(tmp_path), said) == RECORD
+
+    def test_outputs_that_were_about_to_be_put_in_place_are_put_there(self, tmp_path: Path) -> None:
+        tasks = self.tasks(tmp_path)
+        with ExitStack() as names:
+            arriving(tmp_path / "two", names).write_bytes(b"new 2")
+            names.pop_all()  # killed here
+        write_record(tmp_path, replace(RECORD, tasks_in_place=1))
+        for _ in range(2):
+            assert last_record(tmp_path, "abc", tasks, client(tmp_path)) == RECORD
+            assert (tmp_path / "two").read_bytes() == b"new 2"
+        assert read_record(tmp_path) == RECORD
+        assert {path.name for path in tmp_path.iterdir()} == {"one", "two", RECORD_FILE}
+
+    def test_a_task_whose_output_has_gone_is_done_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_record(tmp_path, RECORD)
+        tasks = self.tasks(tmp_path)
+        (tmp_path / "two").unlink()
+        record = last_record(tmp_path, "abc", tasks, client(tmp_path))
+        assert (record.tasks_done, record.tasks_in_place) == (1, 1)
+        assert "two is missing" in caplog.text
+
+    def test_more_tasks_than_there_are_are_not_done(self, tmp_path: Path) -> None:
+        write_record(tmp_path, replace(RECORD, tasks_done=99, tasks_in_place=99))
+        assert last_record(tmp_path, "abc", self.tasks(tmp_path), client(tmp_path)).tasks_done == 2
 
     def test_of_another_job_only_its_failures_count(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_record(tmp_path, RECORD)
-        assert last_record(tmp_path, "def", client(tmp_path)) == Record(job="def", failed_tries=3)
+        assert last_record(tmp_path, "def", [], client(tmp_path)) == Record(
+            job="def", failed_tries=3, failed_as="MachineExited"
+        )
         assert "begins anew" in caplog.text
 
     def test_where_there_is_none_the_client_knows_the_figures(self, tmp_path: Path) -> None:
         said = client(tmp_path, checkpoint_cpu_time_s=5, starting_elapsed_time_s=6)
-        assert last_record(tmp_path, "abc", said) == Record(job="abc", cpu_time_s=5, elapsed_s=6)
+        assert last_record(tmp_path, "abc", [], said) == Record(job="abc", cpu_time_s=5, elapsed_s=6)
 
 
 class TestTries:
@@ -137,29 +200,40 @@ class TestTries:
         delays = []
         for _ in range(12):
             failure = MachineExited("killed")
-            count_try(tmp_path, failure)
+            count_try(tmp_path, failure, ran_s=10)
             delays.append(failure.retry_after_s)
         assert delays == [15, 30, 60, 120, 240, 480, *[600] * 6]
         with pytest.raises(GivenUp, match=r"killed \(given up after 13 tries in a row\)"):
-            count_try(tmp_path, MachineExited("killed"))
+            count_try(tmp_path, MachineExited("killed"), ran_s=10)
+
+    def test_a_failure_of_another_kind_is_the_first_one(self, tmp_path: Path) -> None:
+        for failure in (NoUsableHypervisor("none"), NoUsableHypervisor("none"), MachineExited("killed")):
+            count_try(tmp_path, failure, ran_s=10)
+        assert failure.tries == 1
+
+    def test_so_is_one_after_a_long_time(self, tmp_path: Path) -> None:
+        for _ in range(20):
+            failure = MachineExited("killed")
+            count_try(tmp_path, failure, ran_s=3600)
+            assert failure.tries == 1
 
     def test_what_is_to_be_installed_is_asked_for_each_hour_of_a_day(self, tmp_path: Path) -> None:
         for _ in range(24):
             failure = NoUsableHypervisor("none")
-            count_try(tmp_path, failure)
+            count_try(tmp_path, failure, ran_s=10)
             assert failure.retry_after_s == 3600
         with pytest.raises(GivenUp):
-            count_try(tmp_path, NoUsableHypervisor("none"))
+            count_try(tmp_path, NoUsableHypervisor("none"), ran_s=10)
 
     def test_the_record_keeps_what_is_safe(self, tmp_path: Path) -> None:
         write_record(tmp_path, RECORD)
-        count_try(tmp_path, MachineExited("killed"))
+        count_try(tmp_path, MachineExited("killed"), ran_s=10)
         record = read_record(tmp_path)
         assert record
         assert (record.tasks_done, record.failed_tries) == (2, 4)
 
     def test_a_full_disk_is_not_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         failure = HostDiskFailed("full")
-        count_try(tmp_path / "none", failure)
+        count_try(tmp_path / "none", failure, ran_s=10)
         assert failure.retry_after_s == 15
         assert "not counted" in caplog.text

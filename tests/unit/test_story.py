@@ -15,6 +15,7 @@ from vmwrapper.boinc.standalone import Standalone
 from vmwrapper.errors import (
     GuestPanicked,
     GuestPoweredOff,
+    HostDiskFailed,
     MachineExited,
     VmwrapperError,
 )
@@ -55,6 +56,7 @@ class Client(Standalone):
         """Seconds from the beginning of the episode, and what is wanted then."""
         self.took_s = 0.0
         self.trickles: list[tuple[str, str]] = []
+        self.trickles_fail = False
         super().__init__(slot, result_name="result", show=self.statuses.append)
 
     @asynccontextmanager
@@ -70,6 +72,8 @@ class Client(Standalone):
             self.took_s = loop.time() - began_s
 
     async def send_trickle_up(self, variety: str, text: str) -> None:
+        if self.trickles_fail:
+            raise HostDiskFailed("the disk is full")
         self.trickles.append((variety, text))
 
     def want(self, request: Request) -> None:
@@ -264,6 +268,13 @@ class TestProgressOfTheProgram:
         assert "<runtime>3600.0" in text
         assert "<fpops>5000000000.000000</fpops>\n<intops>7000000.000000</intops>\n" in text
 
+    def test_a_trickle_that_cant_be_written_is_only_worth_a_warning(
+        self, client: Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        client.trickles_fail = True
+        assert run(client, in_memory(computes(100)), COPIES, trickle_period_s=30) == 0
+        assert "A trickle-up is not sent: the disk is full" in caplog.text
+
     def test_trickles_as_often_as_asked(self, client: Client) -> None:
         assert run(client, in_memory(computes(100)), COPIES, trickle_period_s=30) == 0
         assert len(client.trickles) == 3
@@ -315,8 +326,31 @@ class TestRestarting:
         assert len(hypervisor.machines) == 2
         assert again.took_s < 1
 
+    def test_a_quit_while_the_machine_is_cleaned_up_loses_nothing(self, slot: Path) -> None:
+        async def append(guest: MemoryGuest) -> int:
+            guest.write("/tmp/state", guest.files["/tmp/state"].content + b"x")
+            return 0
+
+        (slot / "state").write_bytes(b"")
+        in_place = task("<data>state</data>", "<output>state</output>")
+        client = self.episode(slot)
+        with wanting(client, "Sanitizing", Request.QUIT):
+            assert run(client, in_memory(append, answer_s=1), in_place) == ExitStatus.INTERRUPTED
+        assert run(self.episode(slot), in_memory(append), in_place) == 0
+        assert (slot / "state").read_bytes() == b"x"
+
+    @pytest.mark.parametrize("error", [GuestPanicked("panic"), MachineExited("killed")])
+    def test_a_machine_that_ends_while_it_is_cleaned_up_is_only_worth_a_warning(
+        self, slot: Path, caplog: pytest.LogCaptureFixture, error: VmwrapperError
+    ) -> None:
+        hypervisor = in_memory(copy, answer_s=1)
+        with listening(WantsAt("Sanitizing", lambda: hypervisor.machines[0].end(error))):
+            assert run(self.episode(slot), hypervisor, COPIES) == 0
+        assert (slot / "out.dat").read_bytes() == b"INPUT"
+        assert "could not be sanitized" in caplog.text
+
     def test_another_job_begins_anew(self, slot: Path, hypervisor: MemoryHypervisor) -> None:
-        assert run(self.episode(slot), hypervisor, *self.TASKS) == 0
+        assert run(self.episode(slot, (120, Request.QUIT)), hypervisor, *self.TASKS) == ExitStatus.INTERRUPTED
         (slot / "in.dat").write_bytes(b"other input")
         assert run(self.episode(slot), hypervisor, *self.TASKS) == 0
         assert len(hypervisor.machines) == 4
@@ -533,7 +567,7 @@ class TestFailure:
         assert client.error is error
         assert "famous last words" in caplog.text
 
-    @pytest.mark.parametrize("phase", PHASES[PHASES.index("Machine is on") :])
+    @pytest.mark.parametrize("phase", PHASES[PHASES.index("Machine is on") : PHASES.index("Sanitizing")])
     def test_a_machine_that_ends_in_any_phase(self, client: Client, phase: str) -> None:
         hypervisor = in_memory(copy, boot_s=10, answer_s=10)
         handler = WantsAt(phase, lambda: hypervisor.machines[0].end(MachineExited("killed")))

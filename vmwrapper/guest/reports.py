@@ -16,14 +16,15 @@ CPU_TIMES = "/proc/stat"
 CPU_TIMES_BYTES = 256
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_MOST_OPERATIONS = 1e30  # more than all computers have done
 _TICKS_PER_S = 100  # of Linux, whatever its kernel counts by itself
 _BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq and softirq; source: Linux's Documentation/filesystems/proc.rst
 
 
 def fraction_done(end: bytes) -> float | None:
     """The last number, 0 to 1, in the end of a file."""
-    numbers = re.findall(_NUMBER, end.decode(errors="replace"))
-    fraction = float(numbers[-1]) if numbers else math.nan
+    found = re.search(rf"(?:^|[^\w.+-])({_NUMBER})[^\w.+%-]*$", end.decode(errors="replace"), re.ASCII)
+    fraction = float(found[1]) if found else math.nan
     return fraction if 0 <= fraction <= 1 else None
 
 
@@ -32,7 +33,7 @@ def operations(end: bytes) -> Operations | None:
     lines = end.decode(errors="replace").strip().splitlines()
     found = re.fullmatch(rf"\s*({_NUMBER})\s+({_NUMBER})\s*", lines[-1]) if lines else None
     numbers = [float(number) for number in found.groups()] if found else [math.nan]
-    if not all(0 <= number < math.inf for number in numbers):
+    if not all(0 <= number < _MOST_OPERATIONS for number in numbers):
         return None
     return Operations(floating_point=numbers[0], integer=numbers[1])
 
