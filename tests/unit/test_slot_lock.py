@@ -52,6 +52,13 @@ def test_a_file_that_its_owner_has_just_removed_is_no_lock(tmp_path: Path, monke
         pass
 
 
+def test_a_file_that_cant_be_removed_is_left(tmp_path: Path) -> None:
+    with slot_lock(tmp_path):
+        (tmp_path / "boinc_lockfile").unlink()
+        (tmp_path / "boinc_lockfile").mkdir()
+    assert (tmp_path / "boinc_lockfile").is_dir()
+
+
 def test_without_a_slot_it_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with pytest.raises(HostDiskFailed, match="can't write"), slot_lock(tmp_path / "none"):
         pass

@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,7 +51,8 @@ def slot_lock(slot: Path) -> Iterator[None]:
             yield
         finally:
             if sys.platform != "win32":  # which unlinks no open file, and needs not to
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # the kernel drops the lock all the same
+                    path.unlink()
 
 
 def _opened(path: Path) -> BinaryIO:
