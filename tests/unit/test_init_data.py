@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmwrapper.boinc.elements import scan
 from vmwrapper.boinc.init_data import GlobalPreferences, HostInfo, InitData, ProxyInfo, parse_init_data, read_init_data
 from vmwrapper.boinc.secret import Secret
 from vmwrapper.errors import ClientUnreachable
@@ -272,3 +273,10 @@ def test_it_takes_no_longer_for_junk(piece: bytes) -> None:
     with pytest.raises(ValueError, match="missing"):
         parse_init_data(b"<app_init_data>" + piece * ((1 << 18) // len(piece)) + b"</app_init_data>")
     assert time.process_time() - began < 2
+
+
+def test_nor_for_tags_of_which_none_ends() -> None:
+    content = b"".join(b"<a%x>" % number for number in range(1 << 15))
+    began = time.process_time()
+    assert not scan(content.ljust(1 << 18, b"<"))
+    assert time.process_time() - began < 1

@@ -6,6 +6,7 @@ Names and paths stand in it as they are. An element reaches to the first end tag
 import math
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Elements = Mapping[bytes, list[bytes]]
 """The contents of all elements of a name, in their order."""
 
 _TAG = re.compile(rb"<(\w+)\s*(/?)>")
+_END_TAG = re.compile(rb"</(\w+)>")
 _INTEGER = re.compile(rb"[+-]?\d{1,10}")
 _INT_MAX = (1 << 31) - 1
 _ENTITY = re.compile(rb"&(?:(lt|gt|amp|quot|apos)|#(\d{1,3}));")
@@ -31,20 +33,19 @@ _ENTITIES = {b"lt": b"<", b"gt": b">", b"amp": b"&", b"quot": b'"', b"apos": b"'
 
 def scan(content: bytes) -> Elements:
     """The elements at the top of `content`; of `<x/>`, which stands for true, the content is 1."""
+    ends: dict[bytes, list[int]] = {}  # looked for once: a search for each tag's would take for ever where none ends
+    for end_tag in _END_TAG.finditer(content):
+        ends.setdefault(end_tag[1], []).append(end_tag.start())
     found: dict[bytes, list[bytes]] = {}
-    endless: set[bytes] = set()
     at = 0
     while tag := _TAG.search(content, at):
         at, name = tag.end(), tag[1]
         if tag[2]:
             found.setdefault(name, []).append(b"1")
-        elif name not in endless:
-            end = content.find(b"</%b>" % name, at)
-            if end < 0:
-                endless.add(name)
-            else:
-                found.setdefault(name, []).append(content[at:end])
-                at = end
+        elif (next_end := bisect_left(its_ends := ends.get(name, []), at)) < len(its_ends):
+            end = its_ends[next_end]
+            found.setdefault(name, []).append(content[at:end])
+            at = end
     return found
 
 
