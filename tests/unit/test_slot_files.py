@@ -20,6 +20,8 @@ from vmwrapper.errors import HostDiskFailed, MachineExited, NoUsableHypervisor, 
         (b"<soft_link>x\n</soft_link>", "name"),
         (b"<soft_link>" + b"x" * 488 + b"</soft_link>", "x" * 488),
         (b"<soft_link>" + b"x" * 489 + b"</soft_link>", "name"),
+        (b"<soft_link>a&#0;b</soft_link>", "name"),
+        (b"<soft_link>a\0b</soft_link>", "name"),
         (b"", "name"),
     ],
 )
@@ -49,6 +51,8 @@ def test_finish(tmp_path: Path) -> None:
     ("error", "content"),
     [
         (MachineExited("it was\nkilled"), "15\nit was\\nkilled\n"),
+        (MachineExited(""), "15\nfor a reason that is not known\n"),
+        (NoUsableHypervisor(" "), "3600\nfor a reason that is not known\nnotice\n"),
         (SlotBusy("busy"), "600\nbusy\n"),
         (NoUsableHypervisor("install QEMU"), "3600\ninstall QEMU\nnotice\n"),
         (MachineExited("x" * 1000), f"15\n{'x' * 254}\n"),

@@ -18,6 +18,8 @@ _LONGEST_REASON_BYTES = 254
 
 Source: BOINC's client/app_control.cpp, temporary_exit_file_present.
 """
+_NO_REASON = "for a reason that is not known"
+"""An empty one would be taken for a premature exit."""
 _LINK = re.compile(rb"<soft_link>(.*?)</soft_link>")
 
 
@@ -35,7 +37,8 @@ def resolve(slot: Path, logical_name: str) -> Path:
     except OSError:
         return path
     link = _LINK.search(line)
-    return slot / os.fsdecode(unescaped(link[1].strip())) if link else path
+    target = unescaped(link[1].strip()) if link else b""
+    return slot / os.fsdecode(target) if link and b"\0" not in target else path  # no file has a NUL in its name
 
 
 def is_soft_link(path: Path) -> bool:
@@ -59,6 +62,6 @@ def remove_finish(slot: Path) -> None:
 
 def write_temporary_exit(slot: Path, error: TemporaryFailure) -> None:
     """Ask for another start after the error's delay, with its reason. Raises HostDiskFailed."""
-    reason = one_line(str(error)).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
+    reason = (one_line(str(error)).strip() or _NO_REASON).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
     notice = "notice\n" if error.concerns_volunteer else ""
     write_durably(slot / TEMPORARY_EXIT_FILE, f"{error.retry_after_s}\n{reason}\n{notice}".encode())
