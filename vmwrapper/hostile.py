@@ -1,10 +1,13 @@
-"""What a stranger wrote, made harmless to print."""
+"""What a stranger wrote, made harmless to print: for terminals, and for the client, which looks into the log."""
 
 from collections.abc import Collection
 
 _LONGEST = 4096
 _MOST_NAMES = 20
 _TAB_WIDTH = 8
+_STICKY, _BROKEN = "ERR_CPU_VM_EXTENSIONS_DISABLED", "ERR\N{REPLACEMENT CHARACTER}CPU_VM_EXTENSIONS_DISABLED"
+# A client that finds this in the log of an app whose plan class contains `vbox` believes for good that the computer
+# can't virtualize. Source: BOINC's client/app_control.cpp, ACTIVE_TASK::read_stderr_file.
 
 
 def printable(said: bytes | str, *, limit: int = _LONGEST) -> str:
@@ -20,12 +23,14 @@ def shown(output: bytes) -> str:
 
 def _obeyed_by_nobody(text: str) -> str:
     """The text without control characters but line breaks."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    replaced = (letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return "".join(replaced).replace(_STICKY, _BROKEN)
 
 
 def one_line(name: str) -> str:
     """A name on one line, with what can't be printed as an escape sequence of Python's."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    escaped = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    return "".join(escaped).replace(_STICKY, _BROKEN)
 
 
 def some_of(names: Collection[str]) -> list[str]:
