@@ -33,6 +33,8 @@ class Channel(IntEnum):
     TRICKLE_DOWN = 7
 
 
+MEMORY_BYTES = len(Channel) * _CHANNEL_BYTES
+
 _CONTROL = Channel.PROCESS_CONTROL_REQUEST * _CHANNEL_BYTES
 _HEARTBEAT = Channel.HEARTBEAT * _CHANNEL_BYTES
 _TRICKLE_DOWN = Channel.TRICKLE_DOWN * _CHANNEL_BYTES
@@ -93,7 +95,7 @@ def open_channels(slot: Path, init_data: InitData) -> Iterator[Channels]:
     """
     shared = shared_memory(slot, init_data, platform=sys.platform)
     try:
-        memory = _mapped(shared, len(Channel) * _CHANNEL_BYTES)
+        memory = _mapped(shared, MEMORY_BYTES)
     except (OSError, ValueError) as error:
         raise ClientUnreachable(f"can't share memory with the client by {shared}: {error}") from error
     with memory:

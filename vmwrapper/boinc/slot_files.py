@@ -11,8 +11,9 @@ from vmwrapper.hostile import one_line
 
 FINISH_FILE = "boinc_finish_called"
 TEMPORARY_EXIT_FILE = "boinc_temporary_exit"
+LONGEST_LINK = 511
+"""How many bytes of a file's first line may be one."""
 
-_LONGEST_LINK = 511
 _LONGEST_REASON_BYTES = 254
 """With its line's end 255; the rest of a longer one is taken for the next line.
 
@@ -33,7 +34,7 @@ def resolve(slot: Path, logical_name: str) -> Path:
         if path.is_symlink() or not path.is_file():
             return path
         with path.open("rb") as file:
-            line = file.readline(_LONGEST_LINK)
+            line = file.readline(LONGEST_LINK)
     except OSError:
         return path
     link = _LINK.search(line)

@@ -10,7 +10,9 @@ from vmwrapper.boinc.slot_files import resolve
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed
 
-_REQUEST, _STATUS = "boinc_ufr_", "boinc_ufs_"
+UPLOAD_REQUEST, UPLOAD_STATUS = "boinc_ufr_", "boinc_ufs_"
+"""What a file's name begins with that asks for an upload, and that tells how it ended."""
+
 _LONGEST_NAME_BYTES = 200
 _LONGEST_LINE = 255
 _SAYS = re.compile(rb"<status>\s*(-?\d{1,10})")
@@ -25,7 +27,7 @@ class Uploads:
 
     def begin(self) -> None:
         """Look for requests that an earlier episode left: the client forgets what it was told at each start."""
-        self.is_untold = any(self._slot.glob(f"{_REQUEST}*"))
+        self.is_untold = any(self._slot.glob(f"{UPLOAD_REQUEST}*"))
 
     async def request(self, logical_name: str) -> None:
         """Have an output file uploaded now, which must be whole and stay as it is.
@@ -53,7 +55,7 @@ class Uploads:
         is_long = len(logical_name.encode()) > _LONGEST_NAME_BYTES
         if is_long or "/" in logical_name or "\\" in logical_name or not logical_name.isprintable() or not logical_name:
             raise ValueError(f"no output file that can be uploaded early is called {logical_name[:255]!r}")
-        return self._slot / f"{_REQUEST}{logical_name}", self._slot / f"{_STATUS}{logical_name}"
+        return self._slot / f"{UPLOAD_REQUEST}{logical_name}", self._slot / f"{UPLOAD_STATUS}{logical_name}"
 
     def _ask(self, file: Path, request: Path, status: Path) -> None:
         if not file.is_file():

@@ -18,6 +18,8 @@ import psutil
 
 from vmwrapper.boinc.api import Request, Status
 from vmwrapper.boinc.channels import Channel
+from vmwrapper.boinc.trickles import TRICKLE_UP_FILE
+from vmwrapper.boinc.uploads import UPLOAD_REQUEST, UPLOAD_STATUS
 from vmwrapper.concurrency import beside
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.hostile import one_line, printable
@@ -34,8 +36,6 @@ EXIT_TOO_MANY = -226 & 0xFF
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOG_LOOK_S = 0.1
 _MOST_OF_RAM = 0.9
-_UPLOAD_REQUEST, _UPLOAD_STATUS = "boinc_ufr_", "boinc_ufs_"
-_TRICKLE_UP_FILE = "trickle_up.xml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,18 +277,18 @@ class ClientTwin:
         self._show(Status(fraction_done=min(1.0, seen.fraction_done), cpu_time_s=seen.cpu_time_s, activity=activity))
 
     def _take_trickle(self) -> None:
-        path = self._slot.path / _TRICKLE_UP_FILE
+        path = self._slot.path / TRICKLE_UP_FILE
         with suppress(FileNotFoundError):
             say(f"trickle-up: {one_line(printable(path.read_bytes()))}")
             path.unlink()
 
     def _upload(self) -> None:
         """As if each upload were done at once. Source: ACTIVE_TASK::handle_upload_files and upload_notify_app."""
-        for wish in self._slot.path.glob(f"{_UPLOAD_REQUEST}*"):
-            name = wish.name.removeprefix(_UPLOAD_REQUEST)
+        for wish in self._slot.path.glob(f"{UPLOAD_REQUEST}*"):
+            name = wish.name.removeprefix(UPLOAD_REQUEST)
             wish.unlink()
             say(f"uploaded {one_line(name)}")
-            (self._slot.path / f"{_UPLOAD_STATUS}{name}").write_text("<status>0</status>\n", encoding="ascii")
+            (self._slot.path / f"{UPLOAD_STATUS}{name}").write_text("<status>0</status>\n", encoding="ascii")
             self._memory.send(Channel.TRICKLE_DOWN, "<upload_file_status/>\n")
 
     def _enforce(self, app: App) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from vmwrapper.boinc.channels import MMAP_FILE, Channel, Channels
+from vmwrapper.boinc.channels import MEMORY_BYTES, MMAP_FILE, Channel, Channels
 from vmwrapper.boinc.init_data import INIT_DATA_FILE, SHARED_BY_FILE
-from vmwrapper.boinc.slot_files import FINISH_FILE, TEMPORARY_EXIT_FILE
+from vmwrapper.boinc.slot_files import FINISH_FILE, LONGEST_LINK, TEMPORARY_EXIT_FILE
 from vmwrapper.boinc.slot_lock import slot_lock
 from vmwrapper.errors import HostDiskFailed, JobError, SlotBusy
 from vmwrapper.folders import RECORD_FILE
@@ -27,8 +27,6 @@ PROXY_PASSWORD = "proxy-password-of-the-twin-51f8a2"  # noqa: S105  (nobody's)
 """Like the volunteer's own they must never be seen elsewhere."""
 
 _CLIENTS_FILES = {INIT_DATA_FILE, MMAP_FILE, FINISH_FILE, TEMPORARY_EXIT_FILE, STDERR_FILE}
-_MEMORY_BYTES = 8192
-_LONGEST_LINK = 511
 _INIT_DATA = """\
 <app_init_data>
 <major_version>7</major_version>
@@ -112,7 +110,7 @@ class Memory:
 
     def clear(self) -> None:
         """As before each start."""
-        self._memory[:] = bytes(_MEMORY_BYTES)
+        self._memory[:] = bytes(MEMORY_BYTES)
 
     def send(self, channel: Channel, text: str) -> bool:
         """Whether there was room for it: the app has read the last one."""
@@ -126,8 +124,8 @@ class Memory:
 @contextmanager
 def _shared_memory(slot: Path) -> Iterator[Memory]:
     with (slot / MMAP_FILE).open("w+b") as file:
-        file.truncate(_MEMORY_BYTES)
-        with mmap.mmap(file.fileno(), _MEMORY_BYTES) as memory:
+        file.truncate(MEMORY_BYTES)
+        with mmap.mmap(file.fileno(), MEMORY_BYTES) as memory:
             yield Memory(memory)
 
 
@@ -153,7 +151,7 @@ class TwinSlot:
 
     def _link(self, open_name: str, file_name: str) -> None:
         link = f"<soft_link>../{file_name}</soft_link>\n"
-        if "\n" in file_name or len(os.fsencode(link)) > _LONGEST_LINK:
+        if "\n" in file_name or len(os.fsencode(link)) > LONGEST_LINK:
             raise JobError(f"a BOINC client can't link {one_line(file_name)}: it is too long, or has a line break")
         path = self.path / open_name
         try:
