@@ -424,11 +424,80 @@ class TestLiveness:
         begin(slot, client_pid=child.pid)
 
         async def story() -> None:
-            await asyncio.sleep(60)
+            await asyncio.sleep(65)
             assert client._requests.empty()
             child.communicate(b"\n")
-            async with asyncio.timeout(10.1):
+            async with asyncio.timeout(1.1):
                 assert await next_request(client) is Request.QUIT
+
+        during_episode(client, story)
+
+    def test_what_the_next_client_says_is_left_to_the_next_wrapper(
+        self, client: Client, slot: Path, memory: Memory
+    ) -> None:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        begin(slot, client_pid=child.pid)
+
+        async def story() -> None:
+            memory.write(HEARTBEAT, b"<heartbeat/>")
+            await asyncio.sleep(0.2)
+            child.communicate(b"\n")
+            memory.write(CONTROL, b"<suspend/>")
+            memory.write(HEARTBEAT, b"<heartbeat/>")
+            assert await next_request(client) is Request.QUIT
+            client.report(status(0.5))
+            client.show_web_graphics("http://localhost:1/")
+            await client.send_trickle_up("credit", "1")
+            await asyncio.sleep(5)
+            assert client._requests.empty()  # one request to quit is enough
+
+        during_episode(client, story)
+        assert memory.read(CONTROL) == b"<suspend/>"
+        assert memory.read(HEARTBEAT) == b"<heartbeat/>"
+        assert [memory.read(place) for place in (STATUS, GRAPHICS, TRICKLE_UP)] == [None] * 3
+
+    def test_a_client_that_has_just_gone_hears_no_last_words(self, client: Client, slot: Path, memory: Memory) -> None:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        begin(slot, client_pid=child.pid)
+
+        async def story() -> None:
+            child.communicate(b"\n")
+            client.report(status(0.5))
+            raise ProgramFailed("failed")
+
+        with pytest.raises(ProgramFailed):
+            during_episode(client, story)
+        assert memory.read(STATUS) is None
+
+    def test_a_client_without_pid_that_is_gone_is_left_alone_too(
+        self, client: Client, slot: Path, memory: Memory
+    ) -> None:
+        begin(slot, client_pid=0)
+
+        async def story() -> None:
+            assert await next_request(client) is Request.QUIT
+            assert asyncio.get_running_loop().time() == pytest.approx(30, abs=0.2)
+            memory.write(CONTROL, b"<suspend/>")
+            memory.write(HEARTBEAT, b"<heartbeat/>")
+            client.report(status(0.5))
+            await asyncio.sleep(5)
+
+        during_episode(client, story)
+        assert memory.read(CONTROL) == b"<suspend/>"
+        assert memory.read(HEARTBEAT) == b"<heartbeat/>"
+        assert memory.read(STATUS) is None
+
+    def test_a_heartbeat_that_could_not_be_read_in_time_counts(
+        self, client: Client, slot: Path, memory: Memory
+    ) -> None:
+        begin(slot, client_pid=0)
+
+        async def story() -> None:
+            await asyncio.sleep(1)
+            client._heard_at_s -= 40  # as if the process had been stopped
+            memory.write(HEARTBEAT, b"<heartbeat/>")
+            await asyncio.sleep(20)
+            assert client._requests.empty()
 
         during_episode(client, story)
 

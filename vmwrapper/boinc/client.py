@@ -42,7 +42,7 @@ _POLL_S = 0.09
 _LONG_SUSPENDED_S = 5.0
 _LAZY_POLL_S = 0.25
 """When suspended for longer: each look costs 0.1 ms of CPU time, which a suspended job should not use."""
-_LOOK_FOR_CLIENT_S = 10.0
+_LOOK_FOR_CLIENT_S = 1.0
 _WITHOUT_HEARTBEAT_S = 30.0
 _LAST_WORDS_S = 2.0
 _EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: ExitStatus.ABORTED_BY_CLIENT}
@@ -77,6 +77,7 @@ class Client:
         self._repeat = repeat
         self._heard_at_s = self._looked_at_s = self._suspended_at_s = 0.0
         self._suspended = False
+        self._client_gone = False
         self._done = False
 
     @property
@@ -126,7 +127,8 @@ class Client:
                         self._done = True
                         await self._last_words_said()
                 finally:
-                    self._say(channels)  # the client also reads it when we have ended
+                    if not self._has_client_gone(is_news=True):
+                        self._say(channels)  # the client also reads it when we have ended
 
     async def _lock(self) -> None:
         """Hold the slot until `end`, so that what is said there is not taken for another wrapper's."""
@@ -144,15 +146,21 @@ class Client:
             raise SlotBusy(reason) from busy
 
     def _converse(self, channels: Channels) -> float:
-        """Keep both ends talking; when to do so again. What waits for 3 minutes would have the client kill us."""
-        now_s = self._loop.time()
-        if channels.are_unread:
+        """Keep both ends talking; when to do so again. What waits for 3 minutes would have the client kill us.
+
+        Once the client has gone, the channels may be the next one's, and another wrapper's: they are left alone.
+        """
+        if self._client_gone:
+            return _POLL_S
+        now_s, is_news = self._loop.time(), channels.are_unread
+        if self._has_client_gone(is_news=is_news):
+            log.info("The client is gone")
+            self._want(Request.QUIT)
+            return _POLL_S
+        if is_news:
             self._listen(channels, now_s)
         if self._status or self._addresses or self.trickles.is_untold or self.uploads.is_untold:
             self._say(channels)
-        if self._is_client_gone(now_s):
-            log.info("The client is gone")
-            self._want(Request.QUIT)
         return _LAZY_POLL_S if self._suspended and now_s - self._suspended_at_s > _LONG_SUSPENDED_S else _POLL_S
 
     def _listen(self, channels: Channels, now_s: float) -> None:
@@ -200,17 +208,22 @@ class Client:
         if _identity(data) == _identity(self._init_data):
             self._init_data = data
 
-    def _is_client_gone(self, now_s: float) -> bool:
-        if not (pid := self._init_data.client_pid):
-            return now_s - self._heard_at_s > _WITHOUT_HEARTBEAT_S
-        if now_s - self._looked_at_s < _LOOK_FOR_CLIENT_S:
-            return False
-        self._looked_at_s = now_s
-        return not _exists(pid)
+    def _has_client_gone(self, *, is_news: bool) -> bool:
+        """For good. News may be a heartbeat, or another client's: so its process is looked for before they are read."""
+        now_s, pid = self._loop.time(), self._init_data.client_pid
+        if self._client_gone:
+            return True
+        if not pid:
+            self._client_gone = not is_news and now_s - self._heard_at_s > _WITHOUT_HEARTBEAT_S
+        elif is_news or now_s - self._looked_at_s >= _LOOK_FOR_CLIENT_S:
+            self._looked_at_s = now_s
+            self._client_gone = not _exists(pid)
+        return self._client_gone
 
     async def _last_words_said(self) -> None:
         for _ in range(round(_LAST_WORDS_S / _POLL_S)):
-            if self._status is None and not self.trickles.is_untold and not self.uploads.is_untold:
+            is_all_said = self._status is None and not self.trickles.is_untold and not self.uploads.is_untold
+            if is_all_said or self._client_gone:
                 break
             await asyncio.sleep(_POLL_S)
 
