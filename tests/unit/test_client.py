@@ -264,6 +264,38 @@ class TestTalking:
 
         during_episode(client, story)
 
+    def test_what_is_just_being_written_is_waited_for(self, client: Client, slot: Path, memory: Memory) -> None:
+        async def story() -> None:
+            (slot / "init_data.xml").unlink()
+            memory.write(CONTROL, b"<reread_app_info/>")
+            await asyncio.sleep(2)
+            (slot / "init_data.xml").write_text("<app_init_data>\n<project_dir>/boinc/proj")
+            await asyncio.sleep(2)
+            begin(slot, more="<checkpoint_period>60</checkpoint_period>")
+            await asyncio.sleep(0.2)
+            assert client.init_data.checkpoint_period_s == 60
+            begin(slot, more="<checkpoint_period>90</checkpoint_period>")
+            await asyncio.sleep(1)
+            assert client.init_data.checkpoint_period_s == 60  # until the client says so
+
+        during_episode(client, story)
+
+    def test_but_not_for_ever(
+        self, client: Client, slot: Path, memory: Memory, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+
+        async def story() -> None:
+            (slot / "init_data.xml").unlink()
+            memory.write(CONTROL, b"<reread_app_info/>")
+            await asyncio.sleep(10.5)
+            begin(slot, more="<checkpoint_period>60</checkpoint_period>")
+            await asyncio.sleep(1)
+            assert client.init_data.checkpoint_period_s == 300
+
+        during_episode(client, story)
+        assert caplog.text.count("What the client says of the job stays") == 1
+
     def test_addresses_are_shown_one_after_the_other(self, client: Client, memory: Memory) -> None:
         async def story() -> None:
             client.show_web_graphics("http://localhost:1/old")

@@ -44,6 +44,8 @@ _LAZY_POLL_S = 0.25
 """When suspended for longer: each look costs 0.1 ms of CPU time, which a suspended job should not use."""
 _LOOK_FOR_CLIENT_S = 1.0
 _WITHOUT_HEARTBEAT_S = 30.0
+_REREAD_S = 10.0
+"""How long the client may take to write a file anew, which it deletes first."""
 _LAST_WORDS_S = 2.0
 _EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: ExitStatus.ABORTED_BY_CLIENT}
 
@@ -76,6 +78,7 @@ class Client:
         self._heartbeat = Heartbeat()
         self._repeat = repeat
         self._heard_at_s = self._looked_at_s = self._suspended_at_s = 0.0
+        self._reread_until_s: float | None = None
         self._suspended = False
         self._client_gone = False
         self._done = False
@@ -159,6 +162,8 @@ class Client:
             return _POLL_S
         if is_news:
             self._listen(channels, now_s)
+        if self._reread_until_s is not None:
+            self._reread(is_last_try=now_s >= self._reread_until_s)
         if self._status or self._addresses or self.trickles.is_untold or self.uploads.is_untold:
             self._say(channels)
         return _LAZY_POLL_S if self._suspended and now_s - self._suspended_at_s > _LONG_SUSPENDED_S else _POLL_S
@@ -169,7 +174,7 @@ class Client:
                 log.debug("The client wants: %s", request.value)
                 self._want(request)
             if messages.REREAD_INIT_DATA in message:
-                self._reread()
+                self._reread_until_s = now_s + _REREAD_S
         if (message := channels.receive(Channel.TRICKLE_DOWN)) and messages.HAVE_TRICKLE_DOWN in message:
             self._loop.call_soon_threadsafe(self.trickles.have_come)
         if message := channels.receive(Channel.HEARTBEAT):
@@ -198,13 +203,16 @@ class Client:
             self._watchdog.end_by(_EXIT_STATUS[request])
         self._loop.call_soon_threadsafe(self._requests.put_nowait, request)
 
-    def _reread(self) -> None:
+    def _reread(self, *, is_last_try: bool) -> None:
         """Take what the client says anew, but not of another job or by another client, nor what is unusable."""
         try:
             data = read_init_data(self.slot)
         except ClientUnreachable as error:
-            log.debug("What the client says of the job stays: %s", error)
+            if is_last_try:
+                log.debug("What the client says of the job stays: %s", error)
+                self._reread_until_s = None
             return
+        self._reread_until_s = None
         if _identity(data) == _identity(self._init_data):
             self._init_data = data
 
