@@ -98,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error, exc_info=chosen.debug)  # noqa: TRY400  (a person needs no traceback)
         return error.exit_status
     except KeyboardInterrupt:
+        # As by any program: a client starts an app again that ended so, where 130 would be a computing error.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
         return ExitStatus.INTERRUPTED
     except Exception:
         log.exception("This is an error of vmwrapper itself. Please report it, with these lines")
