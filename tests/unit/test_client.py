@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -661,6 +662,45 @@ class TestEnd:
             os.kill(os.getpid(), number)  # too late
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
-    def test_what_cant_be_said_has_us_started_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        assert Client(tmp_path / "none").end(None) == 0
-        assert "can't write" in caplog.text
+    @pytest.mark.parametrize("error", [None, MachineExited("killed")])
+    def test_what_cant_be_said_has_us_started_again(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: VmwrapperError | None
+    ) -> None:
+        slept_s: list[float] = []
+        assert Client(tmp_path / "none", sleep=slept_s.append).end(error) == 0
+        assert slept_s == [5] * 8
+        assert caplog.text.count("can't write") == 2
+
+    @pytest.mark.parametrize(
+        ("error", "file"), [(None, "boinc_finish_called"), (MachineExited("killed"), "boinc_temporary_exit")]
+    )
+    def test_what_cant_be_said_at_once_is_said_later(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: VmwrapperError | None, file: str
+    ) -> None:
+        slept_s: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            slept_s.append(seconds)
+            if len(slept_s) == 3:
+                (tmp_path / "slot").mkdir()
+
+        assert Client(tmp_path / "slot", sleep=sleep).end(error) == 0
+        assert (tmp_path / "slot" / file).exists()
+        assert slept_s == [5] * 3
+        assert caplog.text.count("can't write") == 1
+
+    @pytest.mark.parametrize(("limit_s", "tries"), [(8, 0), (40, 8)])
+    def test_it_does_not_wait_for_the_watchdog(self, slot: Path, memory: Memory, limit_s: float, tries: int) -> None:
+        slept_s: list[float] = []
+        client = Client(slot, exit_limit_s=limit_s, repeat=repeated_in_loop, sleep=slept_s.append)
+        (slot / ".vmwrapper-boinc_finish_called.new").mkdir()
+
+        async def story() -> None:
+            memory.write(CONTROL, b"<quit/>")
+            assert await next_request(client) is Request.QUIT
+            while math.isinf(client._watchdog.left_s):
+                time.sleep(0.01)
+
+        during_episode(client, story)
+        assert client.end(None) == 0
+        assert len(slept_s) == tries

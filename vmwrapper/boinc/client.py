@@ -1,9 +1,11 @@
 """The app API with a real client on the other side."""
 
 import asyncio
+import itertools
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
@@ -47,6 +49,9 @@ _WITHOUT_HEARTBEAT_S = 30.0
 _REREAD_S = 10.0
 """How long the client may take to write a file anew, which it deletes first."""
 _LAST_WORDS_S = 2.0
+_WRITE_AGAIN_S = 5.0
+_MOST_WRITES_AGAIN = 8
+"""Together they fit into EXIT_LIMIT_S, should the client ask us to end meanwhile."""
 _EXIT_STATUS = {Request.QUIT: 0, Request.ABORT: ExitStatus.ABORTED_BY_CLIENT}
 
 
@@ -61,10 +66,18 @@ class Client:
 
     _init_data: InitData
 
-    def __init__(self, slot: Path, *, exit_limit_s: float = EXIT_LIMIT_S, repeat: Repeat = repeated) -> None:
+    def __init__(
+        self,
+        slot: Path,
+        *,
+        exit_limit_s: float = EXIT_LIMIT_S,
+        repeat: Repeat = repeated,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         """`exit_limit_s` after a request to quit or abort, or a signal, the process is killed unless it has ended.
 
-        `repeat` has the client listened to as long as an episode lasts, beside the event loop.
+        `repeat` has the client listened to as long as an episode lasts, beside the event loop. `sleep`
+        is how `end` waits, outside of it.
         """
         self.slot = slot.absolute()
         self.trickles = Trickles(self.slot)
@@ -77,6 +90,7 @@ class Client:
         self._addresses: dict[Address, bytes] = {}  # not sent yet
         self._heartbeat = Heartbeat()
         self._repeat = repeat
+        self._sleep = sleep
         self._heard_at_s = self._looked_at_s = self._suspended_at_s = 0.0
         self._reread_until_s: float | None = None
         self._suspended = False
@@ -270,29 +284,44 @@ class Client:
     def end(self, error: VmwrapperError | None) -> int:
         self._signals.ignore()
         with self._held:
-            try:
-                exit_status = self._end(error)
-            except HostDiskFailed as failed:
-                log.error("%s", failed)  # noqa: TRY400  (a person needs no traceback)
-                exit_status = 0  # without a file: the client starts us again
+            exit_status = self._end(error)
         self._watchdog.call_off()
         return exit_status
 
     def _end(self, error: VmwrapperError | None) -> int:
         match error:
             case None:
-                slot_files.write_finish(self.slot)
-                log.info("Finish called")
+                if self._is_written(partial(slot_files.write_finish, self.slot)):
+                    log.info("Finish called")
                 return 0
             case QuitRequested():
                 log.info("%s", error)
                 return 0
             case TemporaryFailure():
                 log.error("%s", error)
-                slot_files.write_temporary_exit(self.slot, error)
+                self._is_written(partial(slot_files.write_temporary_exit, self.slot, error))
                 return 0
         log.error("%s", error)
         return error.exit_status
+
+    def _is_written(self, write: Callable[[], None]) -> bool:
+        """Try for a while to leave a file for the client, as far as the watchdog lets us.
+
+        Without it the client starts us again at once, a hundred times in some minutes, and then gives the job up.
+        """
+        for tries in itertools.count():
+            try:
+                write()
+            except HostDiskFailed as failed:
+                if tries == _MOST_WRITES_AGAIN or self._watchdog.left_s < 2 * _WRITE_AGAIN_S:
+                    log.error("Given up: %s", failed)  # noqa: TRY400  (a person needs no traceback)
+                    return False
+                if tries == 0:
+                    log.warning("%s: tried again for up to %g s", failed, _MOST_WRITES_AGAIN * _WRITE_AGAIN_S)
+                self._sleep(_WRITE_AGAIN_S)
+            else:
+                break
+        return True
 
 
 def _identity(data: InitData) -> tuple[object, ...]:

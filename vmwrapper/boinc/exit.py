@@ -1,6 +1,7 @@
 """How the process ends: by signals at the right times, and in time, whatever hangs."""
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -57,6 +58,7 @@ class Watchdog:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self._ends_at_s = math.inf
         self._said: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # the one that a signal handler may use
 
     def watch(self) -> None:
@@ -67,6 +69,11 @@ class Watchdog:
         """The process must end soon, by itself or else with this status. The first call counts."""
         self._said.put(exit_status)
 
+    @property
+    def left_s(self) -> float:
+        """How long the process may still take; without end where it was not asked to end."""
+        return self._ends_at_s - time.monotonic()
+
     def call_off(self) -> None:
         """It is about to end by itself."""
         self._said.put(None)
@@ -75,8 +82,8 @@ class Watchdog:
         exit_status = self._said.get()
         if exit_status is None:
             return
-        ends_at_s = time.monotonic() + self._limit_s
-        while (left_s := ends_at_s - time.monotonic()) > 0:
+        self._ends_at_s = time.monotonic() + self._limit_s
+        while (left_s := self.left_s) > 0:
             with suppress(queue.Empty):
                 if self._said.get(timeout=left_s) is None:
                     return
