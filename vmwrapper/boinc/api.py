@@ -125,5 +125,6 @@ class AppApi(Protocol):
     def end(self, error: VmwrapperError | None) -> int:
         """Tell the client how the episode ended, None for success, and return the exit status for our process.
 
-        To be called once, outside the event loop. Source: BOINC's client/app_control.cpp, handle_exited_app.
+        To be called once, outside the event loop. It takes 40 s where the slot can't be written to.
+        Source: BOINC's client/app_control.cpp, handle_exited_app.
         """
