@@ -527,7 +527,7 @@ class TestLiveness:
 
         async def story() -> None:
             await asyncio.sleep(1)
-            client._heard_at_s -= 40  # as if the process had been stopped
+            client._liveness.heard_at_s -= 40  # as if the process had been stopped
             memory.write(HEARTBEAT, b"<heartbeat/>")
             await asyncio.sleep(20)
             assert client._requests.empty()

@@ -3,21 +3,18 @@
 import asyncio
 import itertools
 import logging
-import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import psutil
-
 from vmwrapper.boinc import messages, slot_files
 from vmwrapper.boinc.api import Request, Status
 from vmwrapper.boinc.channels import Channel, Channels, open_channels
 from vmwrapper.boinc.exit import Signals, Watchdog
 from vmwrapper.boinc.init_data import InitData, read_init_data
+from vmwrapper.boinc.liveness import Liveness
 from vmwrapper.boinc.messages import Address, Heartbeat
 from vmwrapper.boinc.slot_lock import slot_lock
 from vmwrapper.boinc.trickles import TrickleDown, Trickles
@@ -44,8 +41,6 @@ _POLL_S = 0.09
 _LONG_SUSPENDED_S = 5.0
 _LAZY_POLL_S = 0.25
 """When suspended for longer: each look costs 0.1 ms of CPU time, which a suspended job should not use."""
-_LOOK_FOR_CLIENT_S = 1.0
-_WITHOUT_HEARTBEAT_S = 30.0
 _REREAD_S = 10.0
 """How long the client may take to write a file anew, which it deletes first."""
 _LAST_WORDS_S = 2.0
@@ -65,6 +60,7 @@ class Client:
     restarts = True
 
     _init_data: InitData
+    _liveness: Liveness
 
     def __init__(
         self,
@@ -76,8 +72,8 @@ class Client:
     ) -> None:
         """`exit_limit_s` after a request to quit or abort, or a signal, the process is killed unless it has ended.
 
-        `repeat` has the client listened to as long as an episode lasts, beside the event loop. `sleep`
-        is how `end` waits, outside of it.
+        `repeat` has the client listened to as long as an episode lasts, beside the event loop. `sleep` is how `end`
+        waits, outside of it.
         """
         self.slot = slot.absolute()
         self.trickles = Trickles(self.slot)
@@ -91,10 +87,9 @@ class Client:
         self._heartbeat = Heartbeat()
         self._repeat = repeat
         self._sleep = sleep
-        self._heard_at_s = self._looked_at_s = self._suspended_at_s = 0.0
+        self._suspended_at_s = 0.0
         self._reread_until_s: float | None = None
         self._suspended = False
-        self._client_gone = False
         self._done = False
 
     @property
@@ -129,10 +124,10 @@ class Client:
     async def episode(self) -> AsyncIterator[None]:
         """The client is heard first. Source: BOINC's api/boinc_api.cpp, boinc_init_options_general."""
         self._loop = asyncio.get_running_loop()
-        self._heard_at_s = self._looked_at_s = self._loop.time()
         self._watchdog.watch()
         with self._signals.heard(partial(self._want, Request.QUIT)):
             self._init_data = read_init_data(self.slot)
+            self._liveness = Liveness(self._init_data.client_pid, self._loop.time)
             with open_channels(self.slot, self._init_data) as channels:
                 try:
                     async with self._repeat(partial(self._converse, channels)):
@@ -144,7 +139,7 @@ class Client:
                         self._done = True
                         await self._last_words_said()
                 finally:
-                    if not self._has_client_gone(is_news=True):
+                    if not self._liveness.look(is_news=True):
                         self._say(channels)  # the client also reads it when we have ended
 
     async def _lock(self) -> None:
@@ -167,10 +162,10 @@ class Client:
 
         Once the client has gone, the channels may be the next one's, and another wrapper's: they are left alone.
         """
-        if self._client_gone:
+        if self._liveness.has_gone:
             return _POLL_S
         now_s, is_news = self._loop.time(), channels.are_unread
-        if self._has_client_gone(is_news=is_news):
+        if self._liveness.look(is_news=is_news):
             log.info("The client is gone")
             self._want(Request.QUIT)
             return _POLL_S
@@ -194,7 +189,7 @@ class Client:
         if message := channels.receive(Channel.HEARTBEAT):
             self._heartbeat = messages.heard(self._heartbeat, message)
             if messages.is_heartbeat(message):
-                self._heard_at_s = now_s
+                self._liveness.heard()
 
     def _say(self, channels: Channels) -> None:
         """Say all that waits, and for which there is room."""
@@ -230,22 +225,10 @@ class Client:
         if _identity(data) == _identity(self._init_data):
             self._init_data = data
 
-    def _has_client_gone(self, *, is_news: bool) -> bool:
-        """For good. News may be a heartbeat, or another client's: so its process is looked for before they are read."""
-        now_s, pid = self._loop.time(), self._init_data.client_pid
-        if self._client_gone:
-            return True
-        if not pid:
-            self._client_gone = not is_news and now_s - self._heard_at_s > _WITHOUT_HEARTBEAT_S
-        elif is_news or now_s - self._looked_at_s >= _LOOK_FOR_CLIENT_S:
-            self._looked_at_s = now_s
-            self._client_gone = not _exists(pid)
-        return self._client_gone
-
     async def _last_words_said(self) -> None:
         for _ in range(round(_LAST_WORDS_S / _POLL_S)):
             is_all_said = self._status is None and not self.trickles.is_untold and not self.uploads.is_untold
-            if is_all_said or self._client_gone:
+            if is_all_said or self._liveness.has_gone:
                 break
             await asyncio.sleep(_POLL_S)
 
@@ -326,15 +309,3 @@ class Client:
 
 def _identity(data: InitData) -> tuple[object, ...]:
     return data.project_dir, data.result_name, data.client_pid, data.shm_key, data.comm_obj_name
-
-
-def _exists(pid: int) -> bool:
-    if sys.platform == "win32":
-        return psutil.pid_exists(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is there, and another user's
-        return True
-    return True
