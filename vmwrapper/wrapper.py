@@ -7,7 +7,6 @@ import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,9 +79,7 @@ class Episode:
 
     async def _run_job(self, job_file: Path) -> None:
         job = read_job(job_file)
-        if record := record_of_end(self._api.slot, job_file, len(job.tasks)):
-            log.info("The job was done by an earlier episode")
-            self._api.report(status_of_end(record))
+        if await self._was_done(job_file, job):
             return
         backends = [await self._choose(task) for task in job.tasks]
         tasks = resolve_job(
@@ -107,6 +104,19 @@ class Episode:
                     log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
                     await self._run_task(task, backend, progress, is_last=number == len(tasks))
         self._api.report(progress.status())
+
+    async def _was_done(self, job_file: Path, job: Job) -> bool:
+        """Whether an earlier episode did it all, and only didn't come to say so. A person wants it done once more."""
+        record = record_of_end(self._api.slot, job_file, len(job.tasks))
+        if record is None:
+            return False
+        if not self._api.restarts:
+            remove_record(self._api.slot)
+            return False
+        log.info("The job was done by an earlier episode")
+        await to_thread_and_back(_remove, self._api.slot / MACHINE_FOLDER)
+        self._api.report(status_of_end(record))
+        return True
 
     async def _choose(self, task: Task) -> Hypervisor:
         check_memory(task.memory_mib, self._api.init_data.rsc_memory_bound_bytes)
@@ -213,7 +223,11 @@ async def _empty_folder(path: Path) -> AsyncIterator[Path]:
         await to_thread_and_back(_make_empty, path)
         yield path
     finally:
-        await to_thread_and_back(partial(shutil.rmtree, ignore_errors=True), path)
+        await to_thread_and_back(_remove, path)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_empty(path: Path) -> None:

@@ -321,6 +321,7 @@ class TestRestarting:
 
     def test_a_job_that_is_done_only_says_so_again(self, slot: Path, hypervisor: MemoryHypervisor) -> None:
         assert run(self.episode(slot), hypervisor, *self.TASKS) == 0
+        (slot / ".vmwrapper").mkdir()  # as after a kill
         again = self.episode(slot)
         assert run(again, hypervisor, *self.TASKS) == 0
         assert len(hypervisor.machines) == 2
@@ -380,6 +381,11 @@ class TestRestarting:
         assert run(self.episode(slot, by_hand=True), hypervisor, *self.TASKS) == 0
         assert len(hypervisor.machines) == 3
         assert not (slot / RECORD_FILE).exists()
+
+    def test_by_hand_what_was_done_is_done_again(self, slot: Path, hypervisor: MemoryHypervisor) -> None:
+        assert run(self.episode(slot), hypervisor, *self.TASKS) == 0  # with its record, as after a kill
+        assert run(self.episode(slot, by_hand=True), hypervisor, *self.TASKS) == 0
+        assert len(hypervisor.machines) == 4
 
     def test_by_hand_a_failure_is_not(self, slot: Path) -> None:
         async def fail(guest: MemoryGuest) -> int:
