@@ -37,9 +37,9 @@ LOCK_WAIT_S = 35.0
 EXIT_LIMIT_S = 50.0
 """How long we may take to end when we are asked to; after 60 s the client kills."""
 
-_POLL_S = 0.09
+_POLL_S = 0.075
 _LONG_SUSPENDED_S = 5.0
-_LAZY_POLL_S = 0.25
+_LAZY_POLL_S = 0.3
 """When suspended for longer: each look costs 0.1 ms of CPU time, which a suspended job should not use."""
 _REREAD_S = 10.0
 """How long the client may take to write a file anew, which it deletes first."""
