@@ -131,14 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     logging_options = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     logging_options.add_argument("--verbose", action="store_true", help="say more")
     logging_options.add_argument("--debug", action="store_true", help="say everything, with tracebacks")
-    run_options = _Parser(add_help=False, argument_default=argparse.SUPPRESS, parents=[logging_options])
-    run_options.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
-    run_options.add_argument(
-        "--trickle", metavar="SECONDS", type=_seconds, help="send the server a trickle-up of the CPU time so often"
-    )
-    run_options.add_argument(
-        "--boot-limit", metavar="SECONDS", type=_seconds, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
-    )
+    run_options = _run_options(logging_options)
 
     parser = _Parser(
         "vmwrapper",
@@ -193,6 +186,19 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--output", type=Path, help="where to put it (the image folder)")
     build.set_defaults(command=_image_build)
     return parser
+
+
+def _run_options(logging_options: _Parser) -> _Parser:
+    """Those of a run, for `run` and for no command."""
+    options = _Parser(add_help=False, argument_default=argparse.SUPPRESS, parents=[logging_options])
+    options.add_argument("--backend", metavar="NAME", help="use this hypervisor, whatever the job file says")
+    options.add_argument(
+        "--trickle", metavar="SECONDS", type=_seconds, help="send the server a trickle-up of the CPU time so often"
+    )
+    options.add_argument(
+        "--boot-limit", metavar="SECONDS", type=_seconds, help=f"how long a guest may take to boot ({BOOT_LIMIT_S:g})"
+    )
+    return options
 
 
 def _seconds(text: str) -> float:
