@@ -15,18 +15,46 @@ from vmwrapper.durable import write_durably
 from vmwrapper.errors import GivenUp, HostDiskFailed, TemporaryFailure
 from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hostile import one_line
+from vmwrapper.hypervisor.interface import Snapshot
 from vmwrapper.job.resolve import ResolvedTask
 from vmwrapper.outputs import put_in_place_late
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _LARGEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """How far a job is while the program of a task runs."""
+
+    cpu_time_s: float
+    """Of the whole job, over all episodes."""
+    elapsed_s: float
+    """The same of the running time."""
+    fraction_of_task: float | None
+    """As the program had said; None where it is estimated."""
+    program_ran_s: float
+    """Running time."""
+    floating_point_operations: float
+    """Of the task."""
+    integer_operations: float
+    guest_cpu_time_s: float
+    """As the guest had said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A snapshot of the machine in which a task's program runs, and how far the job was then."""
+
+    reached: Reached
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One job's, as of its last checkpoint. All figures are totals over all episodes."""
+    """One job's. All figures are totals over all episodes, as of the end of the last task that is done."""
 
     job: str
     """The `fingerprint` of the job that it belongs to; empty where none has been read."""
@@ -43,6 +71,13 @@ class Record:
     """Temporary exits in a row since then, all for the same reason."""
     failed_as: str = ""
     """That reason's kind of error."""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Of the task after those that are done, newest first."""
+
+    @property
+    def safe_cpu_time_s(self) -> float:
+        """As of the last checkpoint, or end of a task."""
+        return self.checkpoints[0].reached.cpu_time_s if self.checkpoints else self.cpu_time_s
 
     @property
     def operations(self) -> Operations:
@@ -121,7 +156,7 @@ def _gone_on(slot: Path, record: Record, tasks: Sequence[ResolvedTask]) -> Recor
     for number, task in enumerate(done):
         if absent := [name for name, file in task.outputs.items() if not file.exists()]:
             log.warning("Going on behind %d task(s) only: the next one's %s is missing", number, one_line(absent[0]))
-            return replace(record, tasks_done=number, tasks_in_place=number)
+            return replace(record, tasks_done=number, tasks_in_place=number, checkpoints=())
     if done:
         log.info("Going on behind %d task(s) that an earlier episode did", len(done))
     return record
@@ -159,16 +194,27 @@ def _parsed(content: bytes) -> Record:
     found = json.loads(content)
     if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
         raise ValueError(f"it is no record of version {_VERSION}")
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Record)}
-    if found.keys() != kinds.keys():
-        raise ValueError("a figure is missing, or one too many")
-    record = Record(**{name: _figure(name, value, kinds[name]) for name, value in found.items()})
+    record: Record = _read(Record, found)
     if not record.tasks_done - 1 <= record.tasks_in_place <= record.tasks_done:
         raise ValueError("tasks_in_place makes no sense")
     return record
 
 
+def _read(kind: type, found: Any) -> Any:
+    """A dataclass out of what JSON made of it."""
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(kind)}
+    if not isinstance(found, dict) or found.keys() != kinds.keys():
+        raise ValueError("a figure is missing, or one too many")
+    return kind(**{name: _figure(name, value, kinds[name]) for name, value in found.items()})
+
+
 def _figure(name: str, value: Any, kind: Any) -> Any:
+    if kind in (Reached, Snapshot):
+        return _read(kind, value)
+    if kind == tuple[Checkpoint, ...] and isinstance(value, list):
+        return tuple(_read(Checkpoint, one) for one in value)
+    if kind == float | None:
+        return None if value is None else _figure(name, value, float)
     if type(value) is not kind or (kind is not str and not 0 <= value < math.inf):
         raise ValueError(f"{name} makes no sense")
     return value

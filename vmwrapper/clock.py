@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 
@@ -85,6 +85,12 @@ class RunningClock:
                 yield
             finally:
                 self._limits.discard(limit)
+
+    async def sleep(self, seconds: float) -> None:
+        """Like asyncio.sleep, on this clock."""
+        with suppress(TimeoutError):
+            async with self.timeout(seconds):
+                await asyncio.get_running_loop().create_future()
 
     def _reschedule(self) -> None:
         for limit in self._limits:

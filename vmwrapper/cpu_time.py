@@ -22,28 +22,37 @@ class CpuTime:
         self._allowed_until_s = clock.elapsed_s
         self._cpus = 1
         self._task_s: Callable[[], float] = float
-        self._guest_s = 0.0
+        self._guest_s = self._guest_before_s = 0.0
+
+    def go_on(self, before_s: float, *, guest_s: float) -> None:
+        """Count on from this total of earlier episodes, at which the guest had said that much."""
+        self._before_s = before_s
+        self._guest_s = self._guest_before_s = guest_s
 
     def begin_task(self, machine_s: Callable[[], float], *, basis: CpuTimeBasis, cpus: int) -> None:
         """Count a task from now on; `machine_s` tells what its new machine has used, which has so many CPUs."""
         self.total_s()
         began_s, own_before_s = self._clock.elapsed_s, self._own_before_s
         self._cpus = cpus
-        self._guest_s = 0.0
         match basis:
             case CpuTimeBasis.HOST:
                 self._task_s = lambda: machine_s() + self._own_s() - own_before_s
             case CpuTimeBasis.GUEST:
-                self._task_s = lambda: self._guest_s
+                self._task_s = lambda: self._guest_s - self._guest_before_s
             case CpuTimeBasis.ELAPSED:
                 self._task_s = lambda: self._clock.elapsed_s - began_s
+
+    @property
+    def guest_s(self) -> float:
+        """What the guest has said."""
+        return self._guest_s
 
     def guest_says(self, seconds: float) -> None:
         """What the guest has used since its boot. Less than before is ignored."""
         self._guest_s = max(seconds, self._guest_s)
 
     def end_task(self) -> None:
-        self._before_s = self.total_s()
+        self.go_on(self.total_s(), guest_s=0.0)
         self._own_before_s = self._own_s()
         self._task_s = float
         self._cpus = 1

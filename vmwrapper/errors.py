@@ -26,6 +26,8 @@
         ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
         ├── HostMemoryShort            the host has less memory free than the machine needs
         ├── ProcessFailed              a program that we started on the host
+        ├── SnapshotFailed             the job goes on without a new checkpoint
+        ├── SnapshotUnusable           the job goes on from an older checkpoint, or from the task's beginning
         └── TransferFailed             data did not cross the border whole
 
 The numbers are the process's exit status: see exit_status.py.
@@ -176,6 +178,14 @@ class HostMemoryShort(TemporaryFailure):
 
 class ProcessFailed(TemporaryFailure):
     """A program on the host failed; the message holds the command ready to paste, its status and its last words."""
+
+
+class SnapshotFailed(TemporaryFailure):
+    """No snapshot could be taken of a machine, which is none the worse for it."""
+
+
+class SnapshotUnusable(TemporaryFailure):
+    """A machine can't be reverted to a snapshot; the message is why, as the end of a sentence."""
 
 
 class TransferFailed(TemporaryFailure):

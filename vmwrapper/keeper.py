@@ -12,7 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from vmwrapper.concurrency import beside
-from vmwrapper.errors import GuestPanicked, GuestPoweredOff, HostDiskFailed, MachineExited, VmwrapperError
+from vmwrapper.errors import (
+    GuestPanicked,
+    GuestPoweredOff,
+    HostDiskFailed,
+    MachineExited,
+    SnapshotUnusable,
+    VmwrapperError,
+)
 from vmwrapper.hypervisor.interface import Machine
 from vmwrapper.job.model import Task
 from vmwrapper.progress import Progress
@@ -66,6 +73,8 @@ class Keeper:
         async with beside(server.answer()):
             try:
                 yield
+            except SnapshotUnusable:
+                raise  # the job does not end here
             except VmwrapperError as error:
                 log.error("%s", error)  # noqa: TRY400  (its traceback comes out with it)
                 if isinstance(error, _GUEST_IS_GONE):

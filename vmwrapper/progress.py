@@ -1,12 +1,13 @@
 """How far the job is, over all its tasks and episodes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import psutil
 
 from vmwrapper.boinc.api import Operations, Status
 from vmwrapper.boinc.init_data import InitData
-from vmwrapper.checkpoint import Record
+from vmwrapper.checkpoint import Checkpoint, Reached, Record
 from vmwrapper.clock import RunningClock
 from vmwrapper.cpu_time import CpuTime
 
@@ -18,7 +19,7 @@ _LEAST_CHANGE_S = 0.001
 """Of the CPU time at a checkpoint, or the client sees none."""
 TRICKLE_VARIETY = "cpu_time"
 """Of the messages to the project's server. Source: as below."""
-_NOTHING = Operations(floating_point=0, integer=0)
+_NOTHING = Operations(floating_point=0.0, integer=0.0)
 
 
 def estimated_fraction(elapsed_s: float, expected_s: float) -> float:
@@ -83,6 +84,8 @@ class Progress:
         self._fraction_done = 0.0
         self._task_began_s = clock.elapsed_s
         self._forget_task()
+        if record.checkpoints:
+            self.go_on(record.checkpoints[0].reached)
 
     def _forget_task(self) -> None:
         self._task_fraction: float | None = 0.0
@@ -92,6 +95,34 @@ class Progress:
         """The program of the next task runs from now on; whether its fraction is to be estimated, or it tells that."""
         self._task_began_s = self._clock.elapsed_s
         self._task_fraction = None if estimated else 0.0
+
+    @property
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """Of the next task, newest first: what it may go on from."""
+        return self._record.checkpoints
+
+    @property
+    def program_ran_s(self) -> float:
+        """Running time of the task's program over all episodes."""
+        return self._clock.elapsed_s - self._task_began_s
+
+    def go_on(self, reached: Reached) -> None:
+        """The program of the next task goes on from there."""
+        now_s = self._clock.elapsed_s
+        self._elapsed_before_s = reached.elapsed_s - now_s
+        self._task_began_s = now_s - reached.program_ran_s
+        self._task_fraction = reached.fraction_of_task
+        self._task_operations = Operations(
+            floating_point=reached.floating_point_operations, integer=reached.integer_operations
+        )
+        self.cpu_time.go_on(reached.cpu_time_s, guest_s=reached.guest_cpu_time_s)
+
+    def begin_anew(self) -> None:
+        """The next task goes on from none of its checkpoints."""
+        self._forget_task()
+        self._elapsed_before_s = self._record.elapsed_s - self._clock.elapsed_s
+        self.cpu_time.go_on(self._record.cpu_time_s, guest_s=0.0)
+        self._record = replace(self._record, checkpoints=())
 
     def fraction_of_task(self, fraction: float) -> None:
         """The program says that this much of the task is done, 0 to 1. What is less than before is ignored."""
@@ -110,17 +141,36 @@ class Progress:
         self._tasks_done += 1
         self._forget_task()
 
+    def reached(self) -> Reached:
+        """How far the job is just now, while a program runs."""
+        return Reached(
+            cpu_time_s=self._cpu_time_s(),
+            elapsed_s=self.elapsed_s,
+            fraction_of_task=self._task_fraction,
+            program_ran_s=self.program_ran_s,
+            floating_point_operations=self._task_operations.floating_point,
+            integer_operations=self._task_operations.integer,
+            guest_cpu_time_s=self.cpu_time.guest_s,
+        )
+
+    def record_of(self, checkpoints: Sequence[Checkpoint]) -> Record:
+        """What is safe with these, once it is written down: then `checkpointed` is to be told."""
+        return replace(self._record, checkpoints=tuple(checkpoints), failed_tries=0, failed_as="")
+
     def record(self) -> Record:
-        """What is safe, once it is written down: then `checkpointed` is to be told."""
+        """What is safe at the end of a task, once it is written down: then `checkpointed` is to be told."""
         return Record(
             job=self._record.job,
             tasks_done=self._tasks_done,
             tasks_in_place=self._tasks_done,
-            cpu_time_s=max(self.cpu_time.total_s(), self._record.cpu_time_s + _LEAST_CHANGE_S),
+            cpu_time_s=self._cpu_time_s(),
             elapsed_s=self.elapsed_s,
             floating_point_operations=self._operations_before.floating_point,
             integer_operations=self._operations_before.integer,
         )
+
+    def _cpu_time_s(self) -> float:
+        return max(self.cpu_time.total_s(), self._record.safe_cpu_time_s + _LEAST_CHANGE_S)
 
     def checkpointed(self, record: Record) -> None:
         """The record is on the disk now."""
@@ -137,7 +187,7 @@ class Progress:
             fraction_done=self._fraction(),
             cpu_time_s=self.cpu_time.total_s(),
             activity=self.activity,
-            checkpoint_cpu_time_s=self._record.cpu_time_s,
+            checkpoint_cpu_time_s=self._record.safe_cpu_time_s,
             working_set_bytes=self._own.memory_info().rss + self.machine_bytes(),
             operations=operations if operations != _NOTHING else None,
         )
@@ -152,7 +202,7 @@ class Progress:
         if self._task_fraction is not None:
             return self._task_fraction
         expected_s = self._expected_s * self._weights[self._tasks_done] / sum(self._weights)
-        return estimated_fraction(self._clock.elapsed_s - self._task_began_s, expected_s)
+        return estimated_fraction(self.program_ran_s, expected_s)
 
     def _operations(self) -> Operations:
         before, now = self._operations_before, self._task_operations

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import NoReturn
 
@@ -16,6 +18,7 @@ class Reason(Enum):
 
     SUSPENDED = "suspended by the client"
     CHECKPOINT = "checkpoint in progress"
+    LEAVING = "the episode ends"
     HOST_LIMIT = "a limit of the host"
     USER = "paused by the user"
 
@@ -53,13 +56,24 @@ class RunState:
             self._may_run.set()
         self._changed.set()
 
+    @contextmanager
+    def held(self, reason: Reason) -> Iterator[None]:
+        """Hold a reason for the length of the block; nobody else may hold the same."""
+        self.hold(reason)
+        try:
+            yield
+        finally:
+            self.release(reason)
+
     async def may_run(self) -> None:
         """Wait until there is no reason to stand still."""
         await self._may_run.wait()
 
-    async def drive(self, machine: Machine) -> NoReturn:
-        """Pause and resume a machine that is powered on, as long as it is. To be awaited beside its work."""
-        running = True
+    async def drive(self, machine: Machine, *, running: bool = True) -> NoReturn:
+        """Pause and resume a machine that is powered on, as long as it is. To be awaited beside its work.
+
+        `running` is whether it runs at first.
+        """
         while True:
             self._changed.clear()
             if running != self._may_run.is_set():

@@ -2,17 +2,30 @@
 
 import asyncio
 import logging
+import math
 import posixpath
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from vmwrapper.boinc.slot_files import is_soft_link
-from vmwrapper.checkpoint import Record, write_record
+from vmwrapper.checkpoint import Checkpoint, Record, write_record
+from vmwrapper.checkpointer import Checkpointer
 from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
-from vmwrapper.errors import GuestError, JobError, MachineExited, ProgramFailed, TimeLimitExceeded, VmwrapperError
+from vmwrapper.errors import (
+    GuestError,
+    GuestSilent,
+    JobError,
+    MachineExited,
+    ProgramFailed,
+    SnapshotUnusable,
+    TimeLimitExceeded,
+    VmwrapperError,
+)
 from vmwrapper.guest import reports
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
 from vmwrapper.hostile import one_line, some_of
@@ -26,10 +39,14 @@ from vmwrapper.run_state import RunState
 log = logging.getLogger(__name__)
 
 CONSOLE_LINES = 20
+_REATTACH_LIMIT_S = 60.0
 _FIRST_LOOK_S = 0.05
 _LOOKS_GROW_BY = 1.5
 _LOOKS_PER_SIGN_OF_LIFE = 30
 _SECONDS_PER_REPORT = 3
+
+Kept = Callable[[], AbstractAsyncContextManager[None]]
+"""See `Keeper.kept`."""
 
 
 class TaskRun:
@@ -39,6 +56,7 @@ class TaskRun:
         self,
         resolved: ResolvedTask,
         machine: Machine,
+        checkpointer: Checkpointer | None,
         *,
         slot: Path,
         run_state: RunState,
@@ -49,48 +67,70 @@ class TaskRun:
         self._resolved = resolved
         self._task = resolved.task
         self._machine = machine
+        self._checkpointer = checkpointer
         self._slot = slot
         self._run_state = run_state
         self._progress = progress
         self._boot_limit_s = boot_limit_s
 
-    async def run(self, *, kept: AbstractAsyncContextManager[None] | None = None) -> None:
+    async def run(self, *, kept: Kept | None = None) -> None:
         """From power-on to the outputs in their places, and that written down. Raises what ended the task otherwise.
 
-        `kept` is around all that happens while the machine is on; what is kept is not sanitized.
+        It goes on from the newest checkpoint that is good for it. `kept` makes what is around all that happens while
+        the machine is on; what is kept is not sanitized.
         """
         await self._run_state.may_run()
+        for checkpoint in self._progress.checkpoints:
+            try:
+                await self._go_on(checkpoint, kept)
+            except SnapshotUnusable as error:
+                log.warning("Checkpoint %d can't be used: %s", checkpoint.snapshot.number, one_line(str(error)))
+            else:
+                return
+        if self._progress.checkpoints:
+            log.warning("The task begins anew: there is no older checkpoint")
+            await self._forget_checkpoints()
         self._progress.activity = "booting"
         await self._machine.power_on()
         log.info("Machine is on")
+        await self._while_on(None, kept)
+
+    async def _go_on(self, checkpoint: Checkpoint, kept: Kept | None) -> None:
+        self._progress.activity = "going back to the checkpoint"
+        await self._machine.revert(checkpoint.snapshot)
+        self._progress.go_on(checkpoint.reached)
+        log.info("Machine is on, as it was at checkpoint %d", checkpoint.snapshot.number)
+        await self._while_on(checkpoint, kept)
+
+    async def _forget_checkpoints(self) -> None:
+        self._progress.begin_anew()
+        await to_thread_and_back(write_record, self._slot, self._progress.record_of(()))
+        await self._machine.keep_snapshots(())
+
+    async def _while_on(self, checkpoint: Checkpoint | None, kept: Kept | None) -> None:
+        launcher = Launcher(self._machine.guest, datadir=self._task.datadir, user=self._task.user)
         try:
-            async with kept or nullcontext():
-                await self._while_on(sanitizes=kept is None)
+            async with (
+                kept() if kept else nullcontext(),
+                beside(self._run_state.drive(self._machine, running=checkpoint is None)),
+            ):
+                try:
+                    async with beside(self._machine.watch()):
+                        await self._in_guest(launcher, checkpoint)
+                except (GuestError, MachineExited):
+                    self._log_console()
+                    raise
+                if kept is None:
+                    await self._sanitize(launcher)
         finally:
             await self._machine.power_off()
 
-    async def _while_on(self, *, sanitizes: bool) -> None:
-        launcher = Launcher(self._machine.guest, datadir=self._task.datadir, user=self._task.user)
-        async with beside(self._run_state.drive(self._machine)):
-            try:
-                async with beside(self._machine.watch()):
-                    await self._in_guest(launcher)
-            except (GuestError, MachineExited):
-                self._log_console()
-                raise
-            if sanitizes:
-                await self._sanitize(launcher)
-
-    async def _in_guest(self, launcher: Launcher) -> None:
-        await self._machine.guest.ready(limit_s=self._boot_limit_s)
-        facts = await launcher.prepare(scratch=self._task.scratch_mib > 0)
-        log.info("Guest is ready, preparing the job: boot id %s, kernel %s", facts.boot_id, facts.kernel)
-        await self._install(launcher)
-        await self._copy_in()
-        await launcher.start(self._program())
-        self._progress.begin_task(estimated=self._task.fraction_done_filename is None)
-        self._enter("running", "Running the program: %s", self._task.innerjob)
-        async with beside(self._hear_often()):
+    async def _in_guest(self, launcher: Launcher, checkpoint: Checkpoint | None) -> None:
+        if checkpoint:
+            await self._reattach(launcher)
+        else:
+            await self._start(launcher)
+        async with beside(*self._beside_program()):
             end = await self._follow(launcher)
         await self._hear()
         if operations := self._progress.status().operations:
@@ -101,6 +141,29 @@ class TaskRun:
             )
         await self._judge(end, launcher)
         await self._copy_out()
+
+    async def _start(self, launcher: Launcher) -> None:
+        await self._machine.guest.ready(limit_s=self._boot_limit_s)
+        facts = await launcher.prepare(scratch=self._task.scratch_mib > 0)
+        log.info("Guest is ready, preparing the job: boot id %s, kernel %s", facts.boot_id, facts.kernel)
+        await self._install(launcher)
+        await self._copy_in()
+        await launcher.start(self._program())
+        self._progress.begin_task(estimated=self._task.fraction_done_filename is None)
+        self._enter("running", "Running the program: %s", self._task.innerjob)
+
+    async def _reattach(self, launcher: Launcher) -> None:
+        try:
+            await self._machine.guest.ready(limit_s=_REATTACH_LIMIT_S)
+        except GuestSilent as error:
+            raise SnapshotUnusable(str(error)) from error
+        await launcher.set_clock(time.time())
+        self._enter("running", "Going on with the program: %s", self._task.innerjob)
+
+    def _beside_program(self) -> Iterator[Coroutine[None, None, NoReturn]]:
+        yield self._hear_often()
+        if self._checkpointer:
+            yield self._checkpointer.take_when_due()
 
     def _enter(self, activity: str, text: str, *arguments: str) -> None:
         self._progress.activity = activity
@@ -147,8 +210,9 @@ class TaskRun:
 
     async def _follow(self, launcher: Launcher) -> ProgramEnd:
         limit_s = self._task.time_limit_s
+        left_s = limit_s - self._progress.program_ran_s if limit_s else math.inf
         try:
-            async with self._run_state.clock.timeout(limit_s or float("inf")):
+            async with self._run_state.clock.timeout(left_s):
                 return await self._end_of_program(launcher)
         except TimeoutError as error:
             raise TimeLimitExceeded(f"{self._task.innerjob} ran for longer than its {limit_s:g} s") from error
@@ -167,7 +231,7 @@ class TaskRun:
                 )
         return end
 
-    async def _hear_often(self) -> None:
+    async def _hear_often(self) -> NoReturn:
         """Let the progress know what the guest says, beside the program."""
         while True:
             for _ in range(_SECONDS_PER_REPORT):

@@ -7,17 +7,19 @@ import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi, Request
 from vmwrapper.checkpoint import count_try, fingerprint, last_record, record_of_end, remove_record
+from vmwrapper.checkpointer import Checkpointer
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, TemporaryFailure, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
-from vmwrapper.hypervisor.interface import Hypervisor, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.interface import Hypervisor, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
@@ -57,10 +59,23 @@ class Episode:
         self._options = options
         self._run_state = RunState(RunningClock())
         self._keeper = Keeper()
+        self._leaving = asyncio.Event()
+        self._checkpointer: Checkpointer | None = None
 
     async def run(self, job_file: Path) -> None:
         """Run the whole job. Raises VmwrapperError for whatever kept it from its end."""
-        async with beside(self._obey()), self._api.episode():
+        try:
+            await self._run(job_file)
+        except AbortRequested:
+            await to_thread_and_back(_remove, self._machine_folder)
+            raise
+
+    @property
+    def _machine_folder(self) -> Path:
+        return self._api.slot / MACHINE_FOLDER
+
+    async def _run(self, job_file: Path) -> None:
+        async with beside(self._obey(), self._leave()), self._api.episode():
             try:
                 await self._run_job(job_file)
             except TemporaryFailure as failure:
@@ -74,6 +89,7 @@ class Episode:
 
     def _forget(self) -> None:
         """By hand, the next run is another one. A client removes the slot, or starts us again to hear of the end."""
+        _remove(self._machine_folder)
         if not self._api.restarts:
             remove_record(self._api.slot)
 
@@ -114,7 +130,7 @@ class Episode:
             remove_record(self._api.slot)
             return False
         log.info("The job was done by an earlier episode")
-        await to_thread_and_back(_remove, self._api.slot / MACHINE_FOLDER)
+        await to_thread_and_back(_remove, self._machine_folder)
         self._api.report(status_of_end(record))
         return True
 
@@ -127,7 +143,7 @@ class Episode:
     ) -> None:
         task = resolved.task
         log.info("VM image %s: %s", task.vm, resolved.image)
-        async with _empty_folder(self._api.slot / MACHINE_FOLDER) as directory:
+        async with self._folder_of_machine(progress) as directory:
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
                 image=resolved.image,
@@ -136,23 +152,51 @@ class Episode:
                 cpus=task.cpus,
                 scratch_mib=task.scratch_mib,
                 niceness=niceness(self._api.init_data) if self._api.restarts else None,
+                snapshots=[checkpoint.snapshot for checkpoint in progress.checkpoints],
             )
             async with hypervisor.machine(spec, self._run_state.clock) as machine:
                 log.info("Machine created: %d MiB, %d CPU(s)", task.memory_mib, task.cpus)
                 progress.cpu_time.begin_task(machine.cpu_time_s, basis=task.cpu_time_basis, cpus=task.cpus)
                 progress.machine_bytes = machine.working_set_bytes
+                self._checkpointer = self._checkpointer_of(resolved, hypervisor, machine, progress)
                 run = TaskRun(
                     resolved,
                     machine,
+                    self._checkpointer,
                     slot=self._api.slot,
                     run_state=self._run_state,
                     progress=progress,
                     boot_limit_s=self._options.boot_limit_s,
                 )
-                keep = self._options.keep
-                kept = self._keeper.kept(task, machine, directory, progress, is_last=is_last) if keep else None
-                await run.run(kept=kept)
+                kept = partial(self._keeper.kept, task, machine, directory, progress, is_last=is_last)
+                await run.run(kept=kept if self._options.keep else None)
             progress.cpu_time.end_task()
+
+    @asynccontextmanager
+    async def _folder_of_machine(self, progress: Progress) -> AsyncIterator[Path]:
+        """The folder for the length of the block; only what a checkpoint needs is there at first, and stays."""
+        folder = self._machine_folder
+        try:
+            await to_thread_and_back(_make_folder, folder, not progress.checkpoints)
+            yield folder
+        finally:
+            if not progress.checkpoints:
+                await to_thread_and_back(_remove, folder)
+
+    def _checkpointer_of(
+        self, resolved: ResolvedTask, hypervisor: Hypervisor, machine: Machine, progress: Progress
+    ) -> Checkpointer | None:
+        if not hypervisor.abilities.memory_snapshots:
+            log.info("%s saves no guest's memory: a restart will begin this task anew", hypervisor.name)
+            return None
+        return Checkpointer(
+            machine,
+            resolved.task,
+            api=self._api,
+            run_state=self._run_state,
+            progress=progress,
+            outputs=resolved.outputs.values(),
+        )
 
     async def _obey(self) -> NoReturn:
         """Do what the client wants, at any moment."""
@@ -164,10 +208,17 @@ class Episode:
                     self._run_state.release(Reason.SUSPENDED)
                 case Request.QUIT:
                     if not self._keeper.let_go():
-                        raise QuitRequested("stopped on request; the job is not done")
+                        self._leaving.set()
                 case Request.ABORT:
                     raise AbortRequested("aborted on request")
         raise AssertionError  # the requests have no end
+
+    async def _leave(self) -> NoReturn:
+        """Stop when the client wants it, with what has been done so far in a checkpoint."""
+        await self._leaving.wait()
+        if self._checkpointer:
+            await self._checkpointer.take_last()
+        raise QuitRequested("stopped on request; the job is not done")
 
     async def _report(self, progress: Progress) -> NoReturn:
         while True:
@@ -216,24 +267,14 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
     return api.end(None)
 
 
-@asynccontextmanager
-async def _empty_folder(path: Path) -> AsyncIterator[Path]:
-    """An empty folder for the length of the block, whatever an earlier episode left there."""
-    try:
-        await to_thread_and_back(_make_empty, path)
-        yield path
-    finally:
-        await to_thread_and_back(_remove, path)
-
-
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_empty(path: Path) -> None:
+def _make_folder(path: Path, is_emptied: bool) -> None:  # noqa: FBT001  (a thread's)
     try:
-        if path.is_dir() and not path.is_symlink():
+        if is_emptied and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        path.mkdir(mode=0o700)
+        path.mkdir(mode=0o700, exist_ok=not is_emptied)
     except OSError as error:
         raise HostDiskFailed(f"can't make an empty directory {path}: {error.strerror}") from error

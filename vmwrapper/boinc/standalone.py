@@ -29,7 +29,7 @@ class Standalone:
         """`show` is called with each status."""
         self.slot = slot.absolute()
         self.result_name = result_name
-        self.init_data = InitData(project_dir=self.slot, result_name=result_name)
+        self.init_data = InitData(project_dir=self.slot, result_name=result_name, checkpoint_period_s=0.0)
         self.report = show
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._heard: list[signal.Signals] = []

@@ -106,6 +106,10 @@ class Launcher:
         if result.status != 0:
             raise GuestError(f"the program could not be started: {printable(result.stderr)}")
 
+    async def set_clock(self, now_s: float) -> None:
+        """Set the guest's clock, in seconds since 1970. Nothing relies on it."""
+        await self._guest.run(["date", "-u", "-s", f"@{now_s:.0f}"], limit_s=_VERB_LIMIT_S)
+
     async def ended(self) -> ProgramEnd | None:
         """How the program ended, or None while it runs. One cheap question to the guest."""
         said = await self._guest.read(f"{_HOME}/exit", limit_bytes=256)

@@ -1,8 +1,9 @@
-"""What the story asks of a hypervisor, in five nouns; each backend turns them into its own.
+"""What the story asks of a hypervisor, in six nouns; each backend turns them into its own.
 
 Hypervisor   finds out whether it can be used here, and creates machines
 Machine      one virtual machine of one task, from power-on to removal
 Guest        what runs inside it: files in and out, commands
+Snapshot     a saved state of a machine, to which a later episode reverts
 Abilities    what this hypervisor can do at all; what is missing, nobody asks for
 MachineSpec  what a machine is made from
 
@@ -11,8 +12,8 @@ await; the machine is then good for nothing but the end of its block, which puts
 the RunningClock that the machine was created with. Errors are those of errors.py.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -68,6 +69,20 @@ class MachineIdentity:
         return f"vmwrapper {self.project} {self.result_name} {self.slot}"
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A saved state of a machine: the guest's memory and disks at one instant."""
+
+    number: int
+    """From 1; of two of a machine, the later one has the higher."""
+    description: str
+    """What the backend tells its own later self; to be read as if a stranger had written it."""
+
+
+Standing = Callable[[], AbstractContextManager[None]]
+"""Makes the block inside which a guest stands still for a snapshot."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """What a machine is made from."""
@@ -76,13 +91,15 @@ class MachineSpec:
     image: Path
     """Base image. Read only, and shared with other machines."""
     directory: Path
-    """An empty directory for the machine's own files, as long as it exists."""
+    """A directory for the machine's own files, which removes all others there but those of `snapshots`."""
     memory_mib: int
     cpus: int
     scratch_mib: int
     """Size of the empty second disk; 0 for none."""
     niceness: int | None = None
     """Of its processes, as POSIX has it, -20 to 19; None for ours."""
+    snapshots: Sequence[Snapshot] = ()
+    """That an earlier episode took of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +159,10 @@ class Guest(Protocol):
 
 
 class Machine(Protocol):
-    """One virtual machine. Created powered off; gone, with all that belongs to it, at the end of its block."""
+    """One virtual machine. Created powered off; gone, with all of its own but its snapshots, at the end of its block.
+
+    Only those with the ability `memory_snapshots` are asked for snapshots.
+    """
 
     @property
     def guest(self) -> Guest: ...
@@ -162,6 +182,33 @@ class Machine(Protocol):
 
     async def resume(self) -> None:
         """On return the guest runs on."""
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        """All that there are, newest first, each described as of now: it may change while the machine is on.
+
+        What an earlier description names is still there until `keep_snapshots`.
+        """
+
+    def disks_bytes(self) -> int:
+        """What the guest's disks take of the host's, with what their snapshots need."""
+
+    async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
+        """Take one more; on return it is on the host's disk, and was read back.
+
+        The guest stands still inside `standing`, and is paused at its end. Raises SnapshotFailed, also where the
+        snapshot would be larger than that, and then guest and snapshots are as they were; a cancellation leaves them
+        so, too, and the machine good for more.
+        """
+
+    async def keep_snapshots(self, numbers: Collection[int]) -> None:
+        """Delete all snapshots but these, with what only they needed."""
+
+    async def revert(self, snapshot: Snapshot) -> None:
+        """Instead of power_on: on return the guest is as in the snapshot, and paused; its clock is late.
+
+        Raises SnapshotUnusable where the machine can't get there, now or ever, and is then off; MachineExited.
+        """
 
     async def watch(self) -> NoReturn:
         """Never returns: raises MachineExited, GuestPanicked or GuestPoweredOff when the machine ends by itself.
@@ -186,6 +233,9 @@ class Hypervisor(Protocol):
     @property
     def image_suffixes(self) -> tuple[str, ...]:
         """How the names of base images that it runs end, best first: what completes a name without extension."""
+
+    @property
+    def abilities(self) -> Abilities: ...
 
     async def probe(self, clock: RunningClock) -> ProbeResult:
         """Find out whether it can be used, within 10 s of the clock, with which it stops and goes.

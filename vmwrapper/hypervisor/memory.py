@@ -2,14 +2,17 @@
 
 A guest is a dictionary of files and the few commands that the story uses; programs are Python functions. What can go
 wrong is asked for in plain words: `boot_s=inf` is a guest that never gets ready, `put_s=10` a slow copy, and a program,
-or a test, ends its machine with `machine.end(GuestPanicked("..."))`.
+or a test, ends its machine with `machine.end(GuestPanicked("..."))`. A program whose machine is reverted is called
+again, on the files as they were: all that it knows must be in there.
 """
 
 import asyncio
+import base64
+import json
 import shlex
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import Enum
@@ -25,11 +28,22 @@ from vmwrapper.errors import (
     JobError,
     MachineExited,
     OutputTooLarge,
+    SnapshotFailed,
+    SnapshotUnusable,
     TransferFailed,
     VmwrapperError,
 )
 from vmwrapper.hostile import printable
-from vmwrapper.hypervisor.interface import Abilities, CommandResult, FileKind, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.interface import (
+    Abilities,
+    CommandResult,
+    FileKind,
+    Machine,
+    MachineSpec,
+    ProbeResult,
+    Snapshot,
+    Standing,
+)
 
 IMAGE = b"a base image for the hypervisor in memory\n"
 LAUNCHER_HOME = "/run/vmwrapper"
@@ -87,13 +101,18 @@ class MemoryHypervisor:
     answer_s: float = 0.0
     """How long each answer of a guest takes."""
     put_s: float = 0.0
+    memory_snapshots: bool = True
     machines: list["MemoryMachine"] = field(default_factory=list, init=False)
     """All that there ever were."""
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(memory_snapshots=self.memory_snapshots)
 
     async def probe(self, clock: RunningClock) -> ProbeResult:  # noqa: ARG002  (a real one's)
         await asyncio.sleep(0)  # as a real one, it lets others do something
         return ProbeResult(
-            name=self.name, version="1", usable=True, accelerated=True, reasons=(), abilities=Abilities()
+            name=self.name, version="1", usable=True, accelerated=True, reasons=(), abilities=self.abilities
         )
 
     @asynccontextmanager
@@ -102,7 +121,7 @@ class MemoryHypervisor:
             raise JobError(f"{spec.image} is no image for the hypervisor in memory")
         with ungrouped():
             async with asyncio.TaskGroup() as processes:
-                machine = MemoryMachine(self, clock, processes)
+                machine = MemoryMachine(self, spec, clock, processes)
                 self.machines.append(machine)
                 try:
                     yield machine
@@ -113,8 +132,13 @@ class MemoryHypervisor:
 class MemoryMachine:
     """See `Machine`. Its processor is busy whenever it runs, so that its CPU time is its running time."""
 
-    def __init__(self, hypervisor: MemoryHypervisor, clock: RunningClock, processes: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, hypervisor: MemoryHypervisor, spec: MachineSpec, clock: RunningClock, processes: asyncio.TaskGroup
+    ) -> None:
         self.hypervisor = hypervisor
+        self.snapshots: Sequence[Snapshot] = sorted(spec.snapshots, key=lambda one: -one.number)
+        self._directory = spec.directory
+        self._sweep()
         self.clock = clock
         self.off = asyncio.Event()
         self._processes = processes
@@ -147,6 +171,39 @@ class MemoryMachine:
         if self.power is Power.OFF:
             raise self._why_off()
         self._enter(Power.RUNNING)
+
+    def disks_bytes(self) -> int:
+        return 0
+
+    async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
+        number = 1 + max((one.number for one in self.snapshots), default=0)
+        with standing():
+            state = self.guest.state()
+            await asyncio.sleep(self.hypervisor.answer_s)
+        if len(state) > most_bytes:
+            raise SnapshotFailed("the snapshot is too large")
+        (self._directory / f"snapshot-{number}").write_text(state)
+        self.snapshots = [Snapshot(number, f"{len(state)} characters"), *self.snapshots]
+
+    async def keep_snapshots(self, numbers: Collection[int]) -> None:
+        self.snapshots = [one for one in self.snapshots if one.number in numbers]
+        self._sweep()
+
+    def _sweep(self) -> None:
+        names = {f"snapshot-{one.number}" for one in self.snapshots}
+        for path in self._directory.iterdir():
+            if path.name not in names:
+                path.unlink()
+
+    async def revert(self, snapshot: Snapshot) -> None:
+        await self.power_off()
+        path = self._directory / f"snapshot-{snapshot.number}"
+        if not path.is_file() or snapshot.description != f"{len(state := path.read_text())} characters":
+            raise SnapshotUnusable("the snapshot is damaged")
+        self._end = asyncio.get_running_loop().create_future()
+        self.guest = MemoryGuest(self)
+        self._enter(Power.PAUSED)
+        self.guest.go_on(state)
 
     async def watch(self) -> NoReturn:
         raise await asyncio.shield(self._end)
@@ -295,6 +352,8 @@ class MemoryGuest:
             case ["sh", "-c", _, "sh", mark, directory, command]:  # of shell/server.py
                 done = await self._run(shlex.split(command), b"")
                 return replace(done, stdout=done.stdout + f"{mark}{directory}\n".encode())
+            case ["date", *_]:
+                return _DONE
             case ["sh", "-s", "--", verb, *arguments]:
                 return self._launch(verb, arguments)
         raise GuestError(f"the guest has no command {argv[0]!r}")
@@ -312,12 +371,32 @@ class MemoryGuest:
                 self.files |= {datadir: FOLDER, f"{LAUNCHER_HOME}/scratch/packages": FOLDER}
                 return CommandResult(0, b"boot_id=memory\nkernel=memory\n", b"")
             case "start", [datadir, _, program, _] if f"{LAUNCHER_HOME}/started" not in self.files:
-                self.files[f"{LAUNCHER_HOME}/started"] = GuestFile()
+                self.files[f"{LAUNCHER_HOME}/started"] = GuestFile(f"{datadir}\n{program}".encode())
                 self.machine.start(self._supervise(datadir, program))
                 return _DONE
             case ("alive", []) | ("uninstall", _) | ("install", ["tar", *_]):
                 return _DONE
         return CommandResult(1, b"", b"the launcher can't do that, or not again\n")
+
+    def state(self) -> str:
+        """All that there is, for `go_on`."""
+        return json.dumps(
+            {
+                path: [base64.b64encode(file.content).decode(), file.executable, file.kind.value]
+                for path, file in self.files.items()
+            }
+        )
+
+    def go_on(self, state: str) -> None:
+        """Be as in that state; the program that ran then is called again."""
+        self.files = {
+            path: GuestFile(base64.b64decode(content), executable, FileKind(kind))
+            for path, (content, executable, kind) in json.loads(state).items()
+        }
+        started = self.files.get(f"{LAUNCHER_HOME}/started")
+        if started and f"{LAUNCHER_HOME}/exit" not in self.files:
+            datadir, program = started.content.decode().split("\n")
+            self.machine.start(self._supervise(datadir, program))
 
     async def _supervise(self, datadir: str, name: str) -> None:
         await self.machine.awake()

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 DEFAULT_IMAGE = "default"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_SCRATCH_MIB = 1024
+DEFAULT_CHECKPOINT_INTERVAL_S = 600.0
 DEFAULT_CREDIT_REPORT = "/tmp/creditreport"  # noqa: S108  (in the guest)
 
 OWN_FILES = ("boinc_*", "init_data.xml", "job.xml", "vbox_job.xml", "stderr.txt", "trickle_up.xml", ".vmwrapper*")
@@ -76,6 +77,8 @@ class Task:
     """Whether the program tells how much it has computed, by its credit report."""
     snapshots: bool = True
     """Whether periodic checkpoints are taken."""
+    checkpoint_interval_s: float = DEFAULT_CHECKPOINT_INTERVAL_S
+    """Running time between them, at least."""
     backend: str | None = None
     memory_mib: int = DEFAULT_MEMORY_MIB
     cpus: int = 1

@@ -152,6 +152,7 @@ _TAGS = {
     "stderr_filename": _Tag("stderr", _name),
     "package": _Tag("packages", _package, repeats=True),
     "time_limit": _Tag("time_limit_s", _positive_number(1e9)),
+    "checkpoint_interval": _Tag("checkpoint_interval_s", _positive_number(1e9)),
     "fraction_done_filename": _Tag("fraction_done_filename", _guest_file),
     "credit_report": _Tag("credit_report", _guest_file),
     "cpu_time_basis": _Tag("cpu_time_basis", _cpu_time_basis),
@@ -162,7 +163,6 @@ _NOT_YET = {  # tag: values that ask for nothing, and why others are refused
         ("0",),
         "no network that QEMU can give keeps a guest from this computer's own servers and its neighbours",
     ),
-    "checkpoint_interval": ((), "this version can't be told how often to checkpoint"),
 }
 _KNOWN_TAGS = (*_TAGS, *_NOT_YET)
 _REPEATING_TAGS = {name for name, tag in _TAGS.items() if tag.repeats}

@@ -1,5 +1,6 @@
 """Which accelerator really runs a guest: found out by running one."""
 
+import hashlib
 import os
 import platform
 import tempfile
@@ -92,6 +93,17 @@ class Host:
     kvm_device: Path = _KVM_DEVICE
     scratch: Path | None = None
     run: Run = process.complete
+
+
+def host_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The host's processor with what it can, on one line: what `-cpu host` makes of a guest's."""
+    try:
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    abilities = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
+    return f"{facts.get('model name', 'unknown')} ({abilities})"
 
 
 async def best(binary: Path, *, cache: Path | None, host: Host | None = None) -> tuple[Accelerator, list[Verdict]]:

@@ -16,12 +16,14 @@ from vmwrapper.errors import HostMemoryShort, JobError, NoUsableHypervisor, Proc
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.interface import MIB, Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.qemu import accelerator
-from vmwrapper.hypervisor.qemu.accelerator import Accelerator, Host
+from vmwrapper.hypervisor.qemu.accelerator import Accelerator, Host, host_processor
 from vmwrapper.hypervisor.qemu.base_image import IMAGE_SUFFIXES, open_base_image
-from vmwrapper.hypervisor.qemu.command import Qemu, name_option
+from vmwrapper.hypervisor.qemu.command import ROOT, SCRATCH, Qemu, hardware_digest, name_option
 from vmwrapper.hypervisor.qemu.files import machine_files
+from vmwrapper.hypervisor.qemu.layers import Disks
 from vmwrapper.hypervisor.qemu.machine import QemuMachine
 from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
+from vmwrapper.hypervisor.qemu.snapshots import Snapshots
 from vmwrapper.process import complete, run
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class QemuHypervisor:
 
     name = "qemu"
     image_suffixes = IMAGE_SUFFIXES
+    abilities = Abilities(memory_snapshots=True, live_snapshots=True)
 
     def __init__(self) -> None:
         self._qemu: Qemu | None = None
@@ -53,7 +56,7 @@ class QemuHypervisor:
             chosen, verdicts = await accelerator.best(Path(system), cache=cache_folder(), host=host)
         except TemporaryFailure as error:
             return self._result(None, f"QEMU can't be tried out: {error}")
-        self._qemu = Qemu(system=Path(system), img=Path(img), accelerator=chosen, sandbox=sandbox)
+        self._qemu = Qemu(system=Path(system), version=version, img=Path(img), accelerator=chosen, sandbox=sandbox)
         return self._result(version, *(verdict.reason for verdict in verdicts))
 
     def _result(self, version: str | None, *reasons: str) -> ProbeResult:
@@ -63,7 +66,7 @@ class QemuHypervisor:
             usable=self._qemu is not None,
             accelerated=self._qemu is not None and self._qemu.accelerator is not Accelerator.TCG,
             reasons=reasons,
-            abilities=Abilities(),
+            abilities=self.abilities,
         )
 
     @asynccontextmanager
@@ -80,12 +83,32 @@ class QemuHypervisor:
             )
         image = await open_base_image(spec.image, clock, qemu_img=self._qemu.img, cache=cache_folder())
         await asyncio.to_thread(_end_orphans, spec.identity)
-        async with machine_files(image, spec, self._qemu.img, clock) as files:
-            machine = QemuMachine(self._qemu, spec, image=image, files=files, clock=clock)
-            try:
-                yield machine
-            finally:
-                await machine.power_off()
+        sizes = {ROOT: image.virtual_size, SCRATCH: spec.scratch_mib * MIB}
+        bases = [ROOT] if image.disk else []
+        disks = Disks(spec.directory, sizes, bases=bases, qemu_img=self._qemu.img)
+        snapshots = Snapshots(spec.directory, disks, _made_by(self._qemu, spec, disks), spec.snapshots)
+        snapshots.sweep()
+        try:
+            async with machine_files(image, spec) as files:
+                machine = QemuMachine(
+                    self._qemu, spec, image=image, files=files, disks=disks, snapshots=snapshots, clock=clock
+                )
+                try:
+                    yield machine
+                finally:
+                    await machine.power_off()
+        finally:
+            disks.close()
+            snapshots.sweep()
+
+
+def _made_by(qemu: Qemu, spec: MachineSpec, disks: Disks) -> dict[str, str]:
+    """What a machine must have in common with one whose memory it gets."""
+    return {
+        "QEMU version": ".".join(qemu.version.split(".")[:2]),
+        "processor": qemu.accelerator.cpu_model if qemu.accelerator is Accelerator.TCG else host_processor(),
+        "virtual hardware": hardware_digest(qemu, spec, disks),
+    }
 
 
 async def _facts(system: Path, clock: RunningClock) -> tuple[str, bool]:

@@ -4,16 +4,18 @@ Everything that QEMU works on reaches it as an open descriptor: a slot's path ma
 and a sandboxed QEMU need not open anything.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.qemu.accelerator import Accelerator
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.files import MachineFiles
+from vmwrapper.hypervisor.qemu.layers import Disks, Layer
 from vmwrapper.hypervisor.qemu.window import WINDOW_SERIAL
 
 MONITOR = "monitor"
@@ -21,6 +23,10 @@ CONSOLE = "console"
 AGENT_PORT = "org.qemu.guest_agent.0"
 DATA_PORT = "org.vmwrapper.data"
 SOCKETS = (MONITOR, CONSOLE, AGENT_PORT, DATA_PORT)
+
+ROOT = "root"
+SCRATCH = "scratch"
+_SERIALS = {ROOT: "vmwrapper-root", SCRATCH: SCRATCH_SERIAL}
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -30,6 +36,7 @@ class Qemu:
     """The programs to run, and how."""
 
     system: Path
+    version: str
     img: Path
     accelerator: Accelerator
     sandbox: bool
@@ -41,23 +48,50 @@ def name_option(identity: MachineIdentity) -> str:
     return "guest=" + str(identity).replace(",", ",,")
 
 
-def command(
-    qemu: Qemu, spec: MachineSpec, image: BaseImage, files: MachineFiles, sockets: Mapping[str, int]
+def command(  # noqa: PLR0913  (each of another kind)
+    qemu: Qemu,
+    spec: MachineSpec,
+    image: BaseImage,
+    files: MachineFiles,
+    disks: Disks,
+    sockets: Mapping[str, int],
+    *,
+    waits: bool,
 ) -> list[str]:
-    """The argument list; `sockets` has the descriptor of each of SOCKETS. Source: QEMU's qemu-options.hx."""
+    """The argument list; `sockets` has the descriptor of each of SOCKETS.
+
+    One that waits boots nothing: it is to be told what state it has. Source: QEMU's qemu-options.hx.
+    """
     return [
         *(str(qemu.system), "-name", name_option(spec.identity)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", f"q35,accel={qemu.accelerator}", "-cpu", qemu.accelerator.cpu_model),
-        *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
         *(("-sandbox", _SANDBOX) if qemu.sandbox else ()),
         # What ends the guest leaves it standing, so that the story can say why it ended.
-        *("-action", "panic=pause,reboot=shutdown,shutdown=pause", "-device", "pvpanic-pci"),
-        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        *("-action", "panic=pause,reboot=shutdown,shutdown=pause"),
+        *(("-incoming", "defer", "-S") if waits else ()),
+        *_hardware(qemu, spec),
         *(argument for name, fd in sockets.items() for argument in _socket(name, fd)),
         *_boot(image, files),
-        *_disks(image, files),
+        *_disks(image, files, disks),
     ]
+
+
+def _hardware(qemu: Qemu, spec: MachineSpec) -> list[str]:
+    return [
+        *("-machine", f"q35,accel={qemu.accelerator}", "-cpu", qemu.accelerator.cpu_model),
+        *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
+        *("-device", "pvpanic-pci", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        # Linux takes the new number of a machine that was reverted for a reason to seed its random numbers anew.
+        *("-device", "vmgenid,guid=auto"),
+        # The memory that the guest frees is given back, and so is not in its snapshots.
+        *("-device", "virtio-balloon-pci,free-page-reporting=on"),
+    ]
+
+
+def hardware_digest(qemu: Qemu, spec: MachineSpec, disks: Disks) -> str:
+    """Of all that a guest's saved state depends on."""
+    devices = [*_hardware(qemu, spec), *SOCKETS, *disks.stacks]
+    return hashlib.sha256(json.dumps(devices).encode()).hexdigest()[:16]
 
 
 def _socket(name: str, fd: int) -> Iterator[str]:
@@ -77,23 +111,28 @@ def _boot(image: BaseImage, files: MachineFiles) -> Iterator[str]:
         yield from ("-append", image.bundle.command_line)
 
 
-def _disks(image: BaseImage, files: MachineFiles) -> Iterator[str]:
-    if image.disk and files.base_disk and files.overlay:
-        base = image.disk.node(_fdset_name(files.base_disk))
+def _disks(image: BaseImage, files: MachineFiles, disks: Disks) -> Iterator[str]:
+    if image.disk and files.base_disk:
         yield from _fdset(files.base_disk)
-        yield from _fdset(files.overlay)
-        yield from _virtio_disk("root", _qcow2(files.overlay) | {"backing": base}, serial="vmwrapper-root")
-    if files.scratch:
-        yield from _fdset(files.scratch)
-        yield from _virtio_disk("scratch", _qcow2(files.scratch), serial=SCRATCH_SERIAL)
+        base = image.disk.node(_fdset_name(files.base_disk))
+        yield from ("-blockdev", json.dumps(base | {"node-name": disks.base(ROOT)}))
+    for disk, stack in disks.stacks.items():
+        yield from _stack(stack, disks.base(disk))
+        yield from ("-device", f"virtio-blk-pci,drive={stack[-1].node},serial={_SERIALS[disk]}")
     # The last of all, since a guest may know its disks by their order.
     yield from _fdset(files.window)
-    yield from _virtio_disk("window", _raw(files.window), serial=WINDOW_SERIAL)
+    window = {"driver": "raw", "file": {"driver": "file", "filename": _fdset_name(files.window)}}
+    yield from ("-blockdev", json.dumps(window | {"node-name": "window", "discard": "unmap"}))
+    yield from ("-device", f"virtio-blk-pci,drive=window,serial={WINDOW_SERIAL}")
 
 
-def _virtio_disk(name: str, node: dict[str, Any], *, serial: str) -> Iterator[str]:
-    yield from ("-blockdev", json.dumps({"node-name": name, "discard": "unmap"} | node))
-    yield from ("-device", f"virtio-blk-pci,drive={name},serial={serial}")
+def _stack(stack: Sequence[Layer], base: str | None) -> Iterator[str]:
+    """Each layer is a node that QEMU flushes by itself whenever the guest is stopped."""
+    below = base
+    for layer in stack:
+        yield from _fdset(layer.file)
+        yield from ("-blockdev", json.dumps(layer.blockdev(below)))
+        below = layer.node
 
 
 def _fdset(file: BinaryIO) -> Iterator[str]:
@@ -102,11 +141,3 @@ def _fdset(file: BinaryIO) -> Iterator[str]:
 
 def _fdset_name(file: BinaryIO) -> str:
     return f"/dev/fdset/{file.fileno()}"
-
-
-def _qcow2(file: BinaryIO) -> dict[str, Any]:
-    return {"driver": "qcow2", "file": {"driver": "file", "filename": _fdset_name(file)}}
-
-
-def _raw(file: BinaryIO) -> dict[str, Any]:
-    return {"driver": "raw", "file": {"driver": "file", "filename": _fdset_name(file)}}

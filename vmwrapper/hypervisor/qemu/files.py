@@ -1,4 +1,4 @@
-"""The files of one machine: what it boots from, and the disks that it writes to."""
+"""The files of one machine beside the layers of its disks: what it boots from, and the window."""
 
 import asyncio
 import tempfile
@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
 from vmwrapper.errors import HostDiskFailed
 from vmwrapper.guest.bundle import Bundle, Section, extract
-from vmwrapper.hypervisor.interface import MIB, MachineSpec
+from vmwrapper.hypervisor.interface import MachineSpec
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.outputs import writing
 from vmwrapper.hypervisor.qemu.window import WINDOW_BYTES
-from vmwrapper.process import run
-
-_QEMU_IMG_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,36 +25,25 @@ class MachineFiles:
     initramfs: BinaryIO | None
     base_disk: BinaryIO | None
     """The base image, open for reading only."""
-    overlay: BinaryIO | None
-    scratch: BinaryIO | None
     window: BinaryIO
     """What large files cross through."""
 
     def descriptors(self) -> list[int]:
         """Of all that are there."""
-        files = (self.kernel, self.initramfs, self.base_disk, self.overlay, self.scratch, self.window)
+        files = (self.kernel, self.initramfs, self.base_disk, self.window)
         return [file.fileno() for file in files if file]
 
 
 @asynccontextmanager
-async def machine_files(
-    image: BaseImage, spec: MachineSpec, qemu_img: Path, clock: RunningClock
-) -> AsyncIterator[MachineFiles]:
-    """Make the files that a machine needs, side by side; those with a name are removed at the end.
+async def machine_files(image: BaseImage, spec: MachineSpec) -> AsyncIterator[MachineFiles]:
+    """Make the files that a machine needs.
 
-    Kernel, initramfs and window have no name: they are gone with the last process that has them open. The disks are
-    qcow2, since the BOINC client counts a file's apparent size.
+    Those that are made have no name: they are gone with the last process that has them open.
     """
     bundle = image.bundle
     async with AsyncExitStack() as files:
         with ungrouped():
             async with asyncio.TaskGroup() as making:
-                overlay = making.create_task(
-                    _disk(files, qemu_img, spec.directory / "overlay.qcow2", image.virtual_size, clock)
-                )
-                scratch = making.create_task(
-                    _disk(files, qemu_img, spec.directory / "scratch.qcow2", spec.scratch_mib * MIB, clock)
-                )
                 kernel = making.create_task(
                     _extracted(files, spec.directory, bundle, bundle.kernel if bundle else None)
                 )
@@ -69,19 +54,8 @@ async def machine_files(
             kernel=kernel.result(),
             initramfs=initramfs.result(),
             base_disk=files.enter_context(image.path.open("rb")) if image.disk else None,
-            overlay=overlay.result(),
-            scratch=scratch.result(),
             window=_window(files, spec.directory),
         )
-
-
-async def _disk(files: AsyncExitStack, qemu_img: Path, path: Path, size: int, clock: RunningClock) -> BinaryIO | None:
-    if size == 0:
-        return None
-    files.callback(path.unlink, missing_ok=True)
-    argv = [str(qemu_img), "create", "-q", "-f", "qcow2", path.name, str(size)]
-    await run(argv, limit_s=_QEMU_IMG_LIMIT_S, clock=clock, directory=path.parent)
-    return files.enter_context(path.open("r+b"))
 
 
 def _window(files: AsyncExitStack, directory: Path) -> BinaryIO:

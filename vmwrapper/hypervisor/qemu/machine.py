@@ -2,77 +2,48 @@
 
 import asyncio
 import logging
+import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.concurrency import ungrouped
-from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, HostDiskFailed, MachineExited
+from vmwrapper.concurrency import beside, ungrouped
+from vmwrapper.errors import (
+    GuestPanicked,
+    GuestPoweredOff,
+    HostDiskFailed,
+    MachineExited,
+    SnapshotFailed,
+    SnapshotUnusable,
+)
 from vmwrapper.guest.bundle import Bundle, verify
-from vmwrapper.hypervisor.interface import CommandResult, FileKind, MachineSpec
+from vmwrapper.hypervisor.interface import MachineSpec, Snapshot, Standing
+from vmwrapper.hypervisor.qemu import migration
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES, Agent
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.command import AGENT_PORT, CONSOLE, DATA_PORT, MONITOR, SOCKETS, Qemu, command
 from vmwrapper.hypervisor.qemu.console import ConsoleTail
 from vmwrapper.hypervisor.qemu.files import MachineFiles
+from vmwrapper.hypervisor.qemu.guest import QemuGuest, broken, exit_error
+from vmwrapper.hypervisor.qemu.layers import Disks
+from vmwrapper.hypervisor.qemu.merging import Merging
+from vmwrapper.hypervisor.qemu.saved import Saved
+from vmwrapper.hypervisor.qemu.snapshots import Snapshots, digest_of
 from vmwrapper.hypervisor.qemu.transfer import DataPort
 from vmwrapper.process import Child, child, command_line
 
 log = logging.getLogger(__name__)
 
-_MONITOR_LIMIT_S = 10.0
-
-
-class QemuGuest:
-    """See `Guest`: commands by the guest agent, files by a port of their own."""
-
-    def __init__(self, agent: Agent, data_port: DataPort, process: Child) -> None:
-        """`process` is asked why, when it closed a connection."""
-        self._agent = agent
-        self._data_port = data_port
-        self._process = process
-
-    async def ready(self, *, limit_s: float) -> None:
-        async with self._connected():
-            await self._agent.ready(limit_s=limit_s)
-
-    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
-        async with self._connected():
-            return await self._agent.run(argv, stdin=stdin, limit_s=limit_s)
-
-    async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
-        async with self._connected():
-            return await self._agent.read(path, limit_bytes)
-
-    async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
-        async with self._connected():
-            return await self._agent.tail(path, limit_bytes)
-
-    async def put(self, files: Mapping[str, Path], directory: str) -> None:
-        async with self._connected():
-            await self._data_port.put(files, directory)
-
-    async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
-        async with self._connected():
-            return await self._data_port.get(directory, files, limit_bytes=limit_bytes)
-
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
-            raise await _broken(self._process) from error
-        except GuestSilent as error:
-            if self._process.is_stopped:
-                raise MachineExited(f"QEMU was stopped from outside, by a signal SIGSTOP: {error}") from error
-            raise
+_MONITOR_LIMIT_S = 60.0
+"""Stopping flushes the disks, which may have much to write."""
+_CANT_USE = re.compile("migration|Could not open")
+"""What QEMU says where it is the snapshot that it ends for, and not the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +54,31 @@ class _Running:
     monitor: QMPClient
     guest: QemuGuest
     events: EventListener
+    merging: Merging
 
 
 class QemuMachine:
     """See `Machine`."""
 
-    def __init__(
-        self, qemu: Qemu, spec: MachineSpec, *, image: BaseImage, files: MachineFiles, clock: RunningClock
+    def __init__(  # noqa: PLR0913  (each of another kind)
+        self,
+        qemu: Qemu,
+        spec: MachineSpec,
+        *,
+        image: BaseImage,
+        files: MachineFiles,
+        disks: Disks,
+        snapshots: Snapshots,
+        clock: RunningClock,
     ) -> None:
         self._qemu = qemu
         self._spec = spec
         self._image = image
         self._files = files
+        self._disks = disks
+        self._snapshots = snapshots
         self._clock = clock
+        self._saving = asyncio.Lock()
         self._console = ConsoleTail()
         self._cpu_time_before_s = 0.0
         self._powered = AsyncExitStack()
@@ -116,8 +99,12 @@ class QemuMachine:
         return self._running
 
     async def power_on(self) -> None:
-        if self._running is not None:
-            return
+        if self._running is None:
+            if not all(self._disks.stacks.values()):
+                await self._snapshots.begin()
+            await self._start(waits=False)
+
+    async def _start(self, *, waits: bool) -> None:
         self._console.halted.clear()
         ours: dict[str, socket.socket] = {}
         inherited: dict[str, int] = {}
@@ -126,14 +113,12 @@ class QemuMachine:
                 our_end, their_end = socket.socketpair()
                 ours[name] = self._powered.enter_context(our_end)
                 inherited[name] = theirs.enter_context(their_end).fileno()
-            process = await self._start(inherited)
+            argv = command(self._qemu, self._spec, self._image, self._files, self._disks, inherited, waits=waits)
+            log.debug("%s", command_line(argv))
+            layers = [layer.file.fileno() for layer in self._disks.all_layers()]
+            fds = [*inherited.values(), *self._files.descriptors(), *layers]
+            process = await self._powered.enter_async_context(child(argv, pass_fds=fds, niceness=self._spec.niceness))
         self._running = await self._connect(process, ours)
-
-    async def _start(self, sockets: Mapping[str, int]) -> Child:
-        argv = command(self._qemu, self._spec, self._image, self._files, sockets)
-        log.debug("%s", command_line(argv))
-        fds = [*sockets.values(), *self._files.descriptors()]
-        return await self._powered.enter_async_context(child(argv, pass_fds=fds, niceness=self._spec.niceness))
 
     async def _connect(self, process: Child, ours: Mapping[str, socket.socket]) -> _Running:
         loop = asyncio.get_running_loop()
@@ -150,10 +135,10 @@ class QemuMachine:
             async with asyncio.timeout(_MONITOR_LIMIT_S):
                 await monitor.connect(ours[MONITOR])
         except (QMPError, TimeoutError) as error:
-            raise await _broken(process) from error
+            raise await broken(process) from error
         self._powered.push_async_callback(_disconnected, monitor)
         self._powered.callback(process.kill)  # first of all, so that no closing waits for it
-        return _Running(process, monitor, QemuGuest(agent, data_port, process), events)
+        return _Running(process, monitor, QemuGuest(agent, data_port, process), events, Merging(monitor, self._disks))
 
     async def _streams(self, ours: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(sock=ours, limit=REPLY_LIMIT_BYTES)
@@ -169,7 +154,59 @@ class QemuMachine:
         await self._ask("stop")
 
     async def resume(self) -> None:
-        await self._ask("cont")
+        try:
+            await self._on.monitor.execute("cont")
+        except QMPError:  # as in the last moments of a snapshot, or where the monitor is broken
+            async with self._saving:
+                await self._ask("cont")
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        return self._snapshots.all()
+
+    def disks_bytes(self) -> int:
+        return sum(layer.path.stat().st_size for layer in self._disks.all_layers())
+
+    async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
+        running = self._on
+        async with self._saving:
+            try:
+                await self._snapshots.take(running.monitor, running.merging, standing, most_bytes)
+            except ExecuteError as error:
+                raise SnapshotFailed(str(error)) from error
+            except (QMPError, TimeoutError) as error:
+                raise await broken(running.child) from error
+
+    async def keep_snapshots(self, numbers: Collection[int]) -> None:
+        running = self._running
+        try:
+            await self._snapshots.keep(numbers, running.merging if running else None)
+        except ExecuteError as error:
+            log.warning("The layers of the machine's disks can't be merged: %s", error)
+        except QMPError as error:
+            if running:
+                raise await broken(running.child) from error
+
+    async def revert(self, snapshot: Snapshot) -> None:
+        await self.power_off()
+        try:
+            await self._load(await self._snapshots.reopen(snapshot))
+        except BaseException as error:
+            await self.power_off()
+            self._disks.close()
+            if isinstance(error, MachineExited) and _CANT_USE.search(str(error)):
+                raise SnapshotUnusable(f"QEMU can't use it: {error}") from error
+            raise
+
+    async def _load(self, saved: Saved) -> None:
+        await self._start(waits=True)
+        path = self._spec.directory / saved.state_file
+        with path.open("rb") as state:
+            async with beside(_watch_process(self._on.child)):
+                digest = asyncio.create_task(digest_of(path))
+                await migration.load(self._on.monitor, state.fileno())
+                if await digest != saved.state_digest:
+                    raise SnapshotUnusable(f"its file {saved.state_file} is damaged")
 
     async def _ask(self, command_name: str) -> None:
         running = self._on
@@ -177,7 +214,7 @@ class QemuMachine:
             async with asyncio.timeout(_MONITOR_LIMIT_S):
                 await running.monitor.execute(command_name)
         except (QMPError, TimeoutError) as error:
-            raise await _broken(running.child) from error
+            raise await broken(running.child) from error
 
     async def watch(self) -> NoReturn:
         running = self._on
@@ -208,13 +245,7 @@ async def _verified(bundle: Bundle) -> None:
 
 
 async def _watch_process(process: Child) -> NoReturn:
-    raise await _exit_error(process)
-
-
-async def _broken(process: Child) -> MachineExited:
-    """The error for a QEMU that closed a connection or talks nonsense: if it has not ended, it is ended now."""
-    process.kill()
-    return await _exit_error(process)
+    raise await exit_error(process)
 
 
 async def _watch_guest(events: EventListener) -> NoReturn:
@@ -233,12 +264,6 @@ async def _watch_guest(events: EventListener) -> NoReturn:
 async def _watch_console(console: ConsoleTail) -> NoReturn:
     await console.halted.wait()
     raise GuestPoweredOff("the guest halted before the task was done")
-
-
-async def _exit_error(process: Child) -> MachineExited:
-    status = await process.ended()
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    return MachineExited(f"QEMU {how}: {process.last_words or 'it said nothing'}")
 
 
 async def _disconnected(monitor: QMPClient) -> None:

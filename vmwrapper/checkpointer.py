@@ -1,0 +1,171 @@
+"""Takes the checkpoints of the task whose program runs: when one is due, and how it becomes the one that counts."""
+
+import asyncio
+import logging
+import random
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from vmwrapper.boinc.api import AppApi
+from vmwrapper.checkpoint import Checkpoint, write_record
+from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.errors import HostDiskFailed, SnapshotFailed
+from vmwrapper.hypervisor.interface import MIB, Machine
+from vmwrapper.job.model import Task
+from vmwrapper.limits import disk_use_bytes
+from vmwrapper.progress import Progress
+from vmwrapper.run_state import Reason, RunState
+from vmwrapper.turns import turn
+
+log = logging.getLogger(__name__)
+
+MOST_OF_RUNNING_TIME = 0.02
+"""What checkpoints may take; more expensive ones are taken more seldom."""
+LAST_LIMIT_S = 30.0
+"""For the one at the end of an episode, of the client's 60 s."""
+_GENERATIONS = 2
+_DEVICES_BYTES = 32 * MIB
+_FREE_BYTES = 64 * MIB
+"""Left to others."""
+
+
+class Checkpointer:
+    """Of one task in its machine."""
+
+    def __init__(  # noqa: PLR0913  (each of another kind)
+        self,
+        machine: Machine,
+        task: Task,
+        *,
+        api: AppApi,
+        run_state: RunState,
+        progress: Progress,
+        outputs: Collection[Path],
+        offset: Callable[[], float] = random.random,
+    ) -> None:
+        """`outputs` count, too, against the bound of the disk; `offset` is 0 to 1."""
+        self._machine = machine
+        self._task = task
+        self._api = api
+        self._run_state = run_state
+        self._progress = progress
+        self._outputs = outputs
+        self._offset = offset
+        self._one_at_a_time = asyncio.Lock()
+        self._program_runs = False
+        self._taken = 0
+        self._cost_s = 0.0
+        self._complaint = ""
+        self._stood_s = 0.0
+        self._reached = progress.reached()
+
+    async def take_when_due(self) -> NoReturn:
+        """Take them while the program runs, beside which this is to be awaited."""
+        self._program_runs = True
+        try:
+            # In the second half of the interval, so that jobs that were started together don't write together.
+            await self._run_state.clock.sleep(self._interval_s() * (1 + self._offset()) / 2)
+            while True:
+                if self._task.snapshots:
+                    async with self._one_at_a_time:
+                        await self._take_or_complain()
+                await self._run_state.clock.sleep(self._interval_s())
+        finally:
+            self._program_runs = False
+
+    def _interval_s(self) -> float:
+        return max(
+            self._api.init_data.checkpoint_period_s,
+            self._task.checkpoint_interval_s,
+            self._cost_s / MOST_OF_RUNNING_TIME,
+        )
+
+    async def take_last(self) -> None:
+        """Take one since the episode ends, if a program runs and it doesn't take long. The guest stands from now on."""
+        if not self._program_runs:
+            return
+        taken = self._taken
+        self._run_state.hold(Reason.LEAVING)
+        try:
+            async with asyncio.timeout(LAST_LIMIT_S), self._one_at_a_time:
+                if self._taken == taken:
+                    await self._take_or_complain()
+        except TimeoutError:
+            log.warning("No checkpoint: it was not done within %.0f s", LAST_LIMIT_S)
+
+    async def _take_or_complain(self) -> None:
+        """Say what is in the way of it, but only once."""
+        try:
+            await self._take()
+            self._complaint = ""
+        except (SnapshotFailed, HostDiskFailed) as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("No checkpoint: %s", error)
+
+    async def _take(self) -> None:
+        async with turn(self._api.project_dir or self._api.slot):
+            began_s = asyncio.get_running_loop().time()
+            most_bytes = await self._room_bytes()
+            await self._machine.take_snapshot(self._standing, most_bytes=most_bytes)
+            await self._count(self._checkpoints()[:_GENERATIONS])
+            took_s = asyncio.get_running_loop().time() - began_s
+        self._taken += 1
+        self._cost_s = took_s
+        log.info("Checkpoint taken in %.1f s; the guest stood still for %.3f s", took_s, self._stood_s)
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        with self._run_state.held(Reason.CHECKPOINT):
+            self._reached = self._progress.reached()
+            yield
+        self._stood_s = loop.time() - began_s
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        """Of all snapshots that there are, newest first."""
+        known = {one.snapshot.number: one.reached for one in self._progress.checkpoints}
+        return [
+            Checkpoint(reached=known.get(snapshot.number, self._reached), snapshot=snapshot)
+            for snapshot in self._machine.snapshots
+        ]
+
+    async def _count(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Let these be what the next episode goes on from, and then delete all others."""
+        record = self._progress.record_of(checkpoints)
+        await to_thread_and_back(write_record, self._api.slot, record)
+        self._progress.checkpointed(record)
+        await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
+
+    async def _room_bytes(self) -> int:
+        """How large a snapshot may become. Raises SnapshotFailed where that is not enough."""
+        room_bytes, complaint = await asyncio.to_thread(self._look_for_room)
+        if complaint and len(self._progress.checkpoints) == _GENERATIONS:
+            await self._count(self._checkpoints()[: _GENERATIONS - 1])
+            room_bytes, complaint = await asyncio.to_thread(self._look_for_room)
+        if complaint:
+            raise SnapshotFailed(complaint)
+        return room_bytes
+
+    def _look_for_room(self) -> tuple[int, str]:
+        disks_bytes = self._machine.disks_bytes()  # the guest may write all that again, above what is frozen
+        needed_bytes = self._task.memory_mib * MIB + _DEVICES_BYTES + disks_bytes
+        free_bytes = shutil.disk_usage(self._api.slot).free - _FREE_BYTES
+        if needed_bytes > free_bytes:
+            return 0, (
+                f"it may need {needed_bytes // MIB} MiB, and the disk has {max(free_bytes, 0) // MIB} MiB for it"
+            )
+        bound_bytes = int(self._api.init_data.rsc_disk_bound_bytes)
+        if not bound_bytes:
+            return free_bytes - disks_bytes, ""
+        used_bytes = disk_use_bytes(self._api.slot, self._outputs)
+        if used_bytes + needed_bytes > bound_bytes:
+            return 0, (
+                f"it may need {needed_bytes // MIB} MiB beside the {used_bytes // MIB} MiB of the job's files, whose "
+                f"workunit allows {bound_bytes // MIB} MiB: raise rsc_disk_bound to {used_bytes + needed_bytes} or more"
+            )
+        return min(free_bytes, bound_bytes - used_bytes) - disks_bytes, ""

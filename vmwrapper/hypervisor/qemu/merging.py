@@ -1,0 +1,113 @@
+"""Merges layers of a running machine's disks in the background, so that the stacks stay short.
+
+A layer is merged into the one below by QEMU's block-commit. Until that is done both are there, and the upper one hides
+what is written into the lower one: so a snapshot that needs both is good at any moment. A top layer that stands for a
+snapshot is left alone, since it is this disk as it was.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from qemu.qmp import ExecuteError, QMPClient
+
+from vmwrapper.hypervisor.interface import MIB
+from vmwrapper.hypervisor.qemu.layers import BELOW, Disks, Layer
+
+_GENTLE = 64 * MIB  # bytes a second
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    disk: str
+    layers: Sequence[Layer]
+    """Those that will be gone."""
+
+    @property
+    def job(self) -> str:
+        return f"merge-{self.disk}"
+
+
+def mergeable(stack: Sequence[Layer], frozen: Collection[str]) -> Sequence[Layer]:
+    """The lowest of the layers that follow each other and can become one; the first of them remains.
+
+    Neither the top layer, which is written to, nor those with the file names in `frozen`.
+    """
+    found: list[Layer] = []
+    for layer in stack[:-1]:
+        if layer.path.name not in frozen:
+            found.append(layer)
+        elif len(found) > 1:
+            break
+        else:
+            found.clear()
+    return found if len(found) > 1 else []
+
+
+class Merging:
+    """What is being merged in one QEMU."""
+
+    def __init__(self, monitor: QMPClient, disks: Disks) -> None:
+        self._monitor = monitor
+        self._disks = disks
+        self._merges: list[_Merge] = []
+
+    async def begin(self, frozen: Collection[str]) -> None:
+        """Merge what can be, unless that is going on. Raises QMPError."""
+        if self._merges:
+            return
+        for disk, stack in self._disks.stacks.items():
+            if found := mergeable(stack, frozen):
+                merge = _Merge(disk, found[1:])
+                await self._monitor.execute(
+                    "block-commit",
+                    {
+                        "job-id": merge.job,
+                        "device": stack[-1].node,
+                        "base-node": found[0].node,
+                        "top-node": found[-1].node,
+                        "backing-file": BELOW,
+                        "speed": _GENTLE,
+                        "auto-dismiss": False,
+                    },
+                )
+                self._merges.append(merge)
+
+    async def end(self) -> set[str]:
+        """Wait for what is going on; the file names of the layers that are not needed any more. Raises QMPError."""
+        gone: set[str] = set()
+        while self._merges:
+            merge = self._merges[-1]
+            with suppress(ExecuteError):  # it may be over
+                await self._monitor.execute("block-job-set-speed", {"device": merge.job, "speed": 0})
+            while (job := await self._status(merge))["status"] != "concluded":
+                await asyncio.sleep(_LOOK_S)
+            await self._monitor.execute("job-dismiss", {"id": merge.job})
+            self._merges.pop()
+            if "error" not in job:  # or else the next merge tries again
+                for layer in merge.layers:
+                    await detach(self._monitor, layer)
+                    self._disks.stacks[merge.disk].remove(layer)
+                    layer.file.close()
+                    gone.add(layer.path.name)
+        return gone
+
+    async def _status(self, merge: _Merge) -> dict[str, Any]:
+        jobs: Any = await self._monitor.execute("query-jobs")
+        return next(job for job in jobs if job["id"] == merge.job)
+
+
+async def attach(monitor: QMPClient, layer: Layer) -> None:
+    """Let QEMU know a layer that will be put on top. Raises QMPError."""
+    monitor.send_fd_scm(layer.file.fileno())
+    await monitor.execute("add-fd", {"fdset-id": layer.fdset})
+    await monitor.execute("blockdev-add", layer.blockdev(None))
+
+
+async def detach(monitor: QMPClient, layer: Layer) -> None:
+    """Let QEMU forget a layer that is in no stack any more. Raises QMPError."""
+    await monitor.execute("blockdev-del", {"node-name": layer.node})
+    await monitor.execute("remove-fd", {"fdset-id": layer.fdset})

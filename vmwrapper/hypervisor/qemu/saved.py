@@ -1,0 +1,108 @@
+"""What a snapshot consists of: a file with the guest's memory and devices, the frozen layers, and what made them."""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import xxhash
+
+from vmwrapper.errors import SnapshotUnusable
+from vmwrapper.hypervisor.interface import MIB, Snapshot
+
+_FILE_NAME = re.compile(r"[a-z]+-[0-9]{1,9}\.qcow2")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """One snapshot. Its files are in the machine's directory."""
+
+    number: int
+    state_bytes: int
+    state_digest: str
+    """As `digest` makes it."""
+    layers: Mapping[str, Sequence[str]]
+    """The file names of each disk's layers, from the lowest on."""
+    made_by: Mapping[str, str]
+    """What a machine must have in common with the one that it was taken of, by what that is called."""
+
+    @property
+    def state_file(self) -> str:
+        return f"state-{self.number}"
+
+    @property
+    def files(self) -> set[str]:
+        """All that it needs."""
+        return {self.state_file, *(name for names in self.layers.values() for name in names)}
+
+    @property
+    def frozen(self) -> set[str]:
+        """The top layers, which stand for the disks as they were."""
+        return {names[-1] for names in self.layers.values()}
+
+    def snapshot(self) -> Snapshot:
+        facts = asdict(self)
+        del facts["number"]
+        return Snapshot(self.number, json.dumps(facts))
+
+    def without(self, layers: Collection[str]) -> "Saved":
+        """The same when these have been merged into those below."""
+        kept = {disk: [name for name in names if name not in layers] for disk, names in self.layers.items()}
+        return replace(self, layers=kept)
+
+    def check(self, directory: Path, made_by: Mapping[str, str], disks: Collection[str]) -> None:
+        """Raise SnapshotUnusable where a machine like that can't use it, or its files are not what they were."""
+        for what, ours in made_by.items():
+            if (theirs := self.made_by.get(what)) != ours:
+                raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
+        if self.layers.keys() != set(disks):
+            raise SnapshotUnusable("its machine had other disks")
+        for name in self.files:
+            if not (directory / name).is_file():
+                raise SnapshotUnusable(f"its file {name} is missing")
+        size = (directory / self.state_file).stat().st_size
+        if size != self.state_bytes:
+            raise SnapshotUnusable(f"its file {self.state_file} has {size} bytes instead of {self.state_bytes}")
+
+
+def saved(snapshot: Snapshot) -> Saved:
+    """What a description says. Raises SnapshotUnusable for what makes no sense."""
+    try:
+        found = json.loads(snapshot.description)
+        return Saved(
+            number=snapshot.number,
+            state_bytes=_checked(found["state_bytes"], int),
+            state_digest=_matched(found["state_digest"], _DIGEST),
+            layers={
+                disk: [_matched(name, _FILE_NAME) for name in _checked(names, list) or [""]]
+                for disk, names in _checked(found["layers"], dict).items()
+            },
+            made_by={what: _checked(said, str) for what, said in _checked(found["made_by"], dict).items()},
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SnapshotUnusable("its description makes no sense") from error
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(kind)
+    return value
+
+
+def _matched(value: Any, pattern: re.Pattern[str]) -> str:
+    if not pattern.fullmatch(_checked(value, str)):
+        raise ValueError(pattern)
+    return str(value)
+
+
+def digest(file: Path, stop: Event) -> str:
+    """Of all its bytes, but of fewer once `stop` is set. Raises OSError."""
+    found = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while not stop.is_set() and (chunk := opened.read(MIB)):
+            found.update(chunk)
+    return found.hexdigest()
