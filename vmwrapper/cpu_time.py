@@ -27,6 +27,8 @@ class CpuTime:
     def go_on(self, before_s: float, *, guest_s: float) -> None:
         """Count on from this total of earlier episodes, at which the guest had said that much."""
         self._before_s = before_s
+        self._total_s = max(self._total_s, before_s)
+        self._allowed_s = max(self._allowed_s, before_s)
         self._guest_s = self._guest_before_s = guest_s
 
     def begin_task(self, machine_s: Callable[[], float], *, basis: CpuTimeBasis, cpus: int) -> None:

@@ -10,11 +10,13 @@ from vmwrapper.boinc.init_data import InitData
 from vmwrapper.checkpoint import Checkpoint, Reached, Record
 from vmwrapper.clock import RunningClock
 from vmwrapper.cpu_time import CpuTime
+from vmwrapper.errors import MachineExited
 
 _STRAIGHT_TO = 0.8
 _MOST_OF_TASK = 0.999
 """Before it is done, whoever says so."""
 _UNKNOWN_JOB_S = 3600.0
+_TRIES_EACH = 4
 _LEAST_CHANGE_S = 0.001
 """Of the CPU time at a checkpoint, or the client sees none."""
 TRICKLE_VARIETY = "cpu_time"
@@ -100,6 +102,12 @@ class Progress:
     def checkpoints(self) -> Sequence[Checkpoint]:
         """Of the next task, newest first: what it may go on from."""
         return self._record.checkpoints
+
+    @property
+    def promising_checkpoints(self) -> Sequence[Checkpoint]:
+        """Without those that the hypervisor has ended upon again and again."""
+        tries = self._record.failed_tries if self._record.failed_as == MachineExited.__name__ else 0
+        return self._record.checkpoints[tries // _TRIES_EACH :]
 
     @property
     def program_ran_s(self) -> float:

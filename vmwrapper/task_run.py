@@ -18,6 +18,8 @@ from vmwrapper.clock import next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import (
     GuestError,
+    GuestPanicked,
+    GuestPoweredOff,
     GuestSilent,
     JobError,
     MachineExited,
@@ -39,7 +41,7 @@ from vmwrapper.run_state import RunState
 log = logging.getLogger(__name__)
 
 CONSOLE_LINES = 20
-_REATTACH_LIMIT_S = 60.0
+_SUSPICIOUS_S = 60.0
 _FIRST_LOOK_S = 0.05
 _LOOKS_GROW_BY = 1.5
 _LOOKS_PER_SIGN_OF_LIFE = 30
@@ -80,7 +82,7 @@ class TaskRun:
         the machine is on; what is kept is not sanitized.
         """
         await self._run_state.may_run()
-        for checkpoint in self._progress.checkpoints:
+        for checkpoint in self._progress.promising_checkpoints:
             try:
                 await self._go_on(checkpoint, kept)
             except SnapshotUnusable as error:
@@ -88,8 +90,9 @@ class TaskRun:
             else:
                 return
         if self._progress.checkpoints:
-            log.warning("The task begins anew: there is no older checkpoint")
-            await self._forget_checkpoints()
+            log.warning("The task begins anew: there is no other checkpoint")
+            self._progress.begin_anew()
+            await self._keep_checkpoints(())
         self._progress.activity = "booting"
         await self._machine.power_on()
         log.info("Machine is on")
@@ -102,10 +105,12 @@ class TaskRun:
         log.info("Machine is on, as it was at checkpoint %d", checkpoint.snapshot.number)
         await self._while_on(checkpoint, kept)
 
-    async def _forget_checkpoints(self) -> None:
-        self._progress.begin_anew()
-        await to_thread_and_back(write_record, self._slot, self._progress.record_of(()))
-        await self._machine.keep_snapshots(())
+    async def _keep_checkpoints(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Forget all others."""
+        record = self._progress.record_of(checkpoints)
+        await to_thread_and_back(write_record, self._slot, record)
+        self._progress.checkpointed(record)
+        await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
 
     async def _while_on(self, checkpoint: Checkpoint | None, kept: Kept | None) -> None:
         launcher = Launcher(self._machine.guest, datadir=self._task.datadir, user=self._task.user)
@@ -117,17 +122,25 @@ class TaskRun:
                 try:
                     async with beside(self._machine.watch()):
                         await self._in_guest(launcher, checkpoint)
-                except (GuestError, MachineExited):
+                except (GuestError, MachineExited) as error:
                     self._log_console()
+                    if self._is_suspicious(checkpoint, error):
+                        raise SnapshotUnusable(f"soon after {error}") from error
                     raise
                 if kept is None:
                     await self._sanitize(launcher)
         finally:
             await self._machine.power_off()
 
+    def _is_suspicious(self, checkpoint: Checkpoint | None, error: VmwrapperError) -> bool:
+        """Whether a guest was reverted and ended so soon that it may be for what it was reverted to."""
+        if checkpoint is None or not isinstance(error, GuestPanicked | GuestPoweredOff):
+            return False
+        return self._progress.program_ran_s - checkpoint.reached.program_ran_s < _SUSPICIOUS_S
+
     async def _in_guest(self, launcher: Launcher, checkpoint: Checkpoint | None) -> None:
         if checkpoint:
-            await self._reattach(launcher)
+            await self._reattach(launcher, checkpoint)
         else:
             await self._start(launcher)
         async with beside(*self._beside_program()):
@@ -152,13 +165,16 @@ class TaskRun:
         self._progress.begin_task(estimated=self._task.fraction_done_filename is None)
         self._enter("running", "Running the program: %s", self._task.innerjob)
 
-    async def _reattach(self, launcher: Launcher) -> None:
+    async def _reattach(self, launcher: Launcher, checkpoint: Checkpoint) -> None:
         try:
-            await self._machine.guest.ready(limit_s=_REATTACH_LIMIT_S)
+            await self._machine.guest.ready(limit_s=self._boot_limit_s)
         except GuestSilent as error:
             raise SnapshotUnusable(str(error)) from error
         await launcher.set_clock(time.time())
         self._enter("running", "Going on with the program: %s", self._task.innerjob)
+        older = [one for one in self._progress.checkpoints if one.snapshot.number <= checkpoint.snapshot.number]
+        if len(older) < len(self._progress.checkpoints):
+            await self._keep_checkpoints(older)
 
     def _beside_program(self) -> Iterator[Coroutine[None, None, NoReturn]]:
         yield self._hear_often()

@@ -34,7 +34,7 @@ async def turn(folder: Path) -> AsyncIterator[None]:
         yield
         return
     try:
-        while not _is_taken(descriptor):
+        while not _is_taken(descriptor):  # noqa: ASYNC110  (another process has it)
             await asyncio.sleep(_LOOK_S)
         yield
     finally:

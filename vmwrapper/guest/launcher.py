@@ -8,6 +8,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 
@@ -108,7 +109,8 @@ class Launcher:
 
     async def set_clock(self, now_s: float) -> None:
         """Set the guest's clock, in seconds since 1970. Nothing relies on it."""
-        await self._guest.run(["date", "-u", "-s", f"@{now_s:.0f}"], limit_s=_VERB_LIMIT_S)
+        with suppress(GuestError):
+            await self._guest.run(["date", "-u", "-s", f"@{now_s:.0f}"], limit_s=_VERB_LIMIT_S)
 
     async def ended(self) -> ProgramEnd | None:
         """How the program ended, or None while it runs. One cheap question to the guest."""

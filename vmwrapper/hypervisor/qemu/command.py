@@ -54,8 +54,8 @@ def command(  # noqa: PLR0913  (each of another kind)
     image: BaseImage,
     files: MachineFiles,
     disks: Disks,
-    sockets: Mapping[str, int],
     *,
+    sockets: Mapping[str, int],
     waits: bool,
 ) -> list[str]:
     """The argument list; `sockets` has the descriptor of each of SOCKETS.

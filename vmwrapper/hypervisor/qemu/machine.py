@@ -113,7 +113,9 @@ class QemuMachine:
                 our_end, their_end = socket.socketpair()
                 ours[name] = self._powered.enter_context(our_end)
                 inherited[name] = theirs.enter_context(their_end).fileno()
-            argv = command(self._qemu, self._spec, self._image, self._files, self._disks, inherited, waits=waits)
+            argv = command(
+                self._qemu, self._spec, self._image, self._files, self._disks, sockets=inherited, waits=waits
+            )
             log.debug("%s", command_line(argv))
             layers = [layer.file.fileno() for layer in self._disks.all_layers()]
             fds = [*inherited.values(), *self._files.descriptors(), *layers]

@@ -83,8 +83,8 @@ class Merging:
             merge = self._merges[-1]
             with suppress(ExecuteError):  # it may be over
                 await self._monitor.execute("block-job-set-speed", {"device": merge.job, "speed": 0})
-            while (job := await self._status(merge))["status"] != "concluded":
-                await asyncio.sleep(_LOOK_S)
+            while (job := await self._status(merge))["status"] != "concluded":  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_S)  # seldom, so that a listener to the job's events is not worth it
             await self._monitor.execute("job-dismiss", {"id": merge.job})
             self._merges.pop()
             if "error" not in job:  # or else the next merge tries again
