@@ -12,7 +12,7 @@ from typing import NoReturn
 from vmwrapper.boinc.api import AppApi
 from vmwrapper.checkpoint import Checkpoint, write_record
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import HostDiskFailed, SnapshotFailed
+from vmwrapper.errors import HostDiskFailed, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import MIB, Machine
 from vmwrapper.job.model import Task
 from vmwrapper.limits import disk_use_bytes
@@ -111,7 +111,9 @@ class Checkpointer:
             began_s = asyncio.get_running_loop().time()
             most_bytes = await self._room_bytes()
             await self._machine.take_snapshot(self._standing, most_bytes=most_bytes)
-            await self._count(self._checkpoints()[:_GENERATIONS])
+            newest, *older = self._checkpoints()
+            await self._count([newest, *older][:_GENERATIONS])
+            await self._verify(newest, older)
             took_s = asyncio.get_running_loop().time() - began_s
         self._taken += 1
         self._cost_s = took_s
@@ -140,6 +142,13 @@ class Checkpointer:
         await to_thread_and_back(write_record, self._api.slot, record)
         self._progress.checkpointed(record)
         await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
+
+    async def _verify(self, newest: Checkpoint, older: Sequence[Checkpoint]) -> None:
+        try:
+            await self._machine.verify_snapshot(newest.snapshot.number)
+        except SnapshotUnusable as error:
+            await self._count(older[: _GENERATIONS - 1])
+            raise SnapshotFailed(str(error)) from error
 
     async def _room_bytes(self) -> int:
         """How large a snapshot may become. Raises SnapshotFailed where that is not enough."""

@@ -194,12 +194,15 @@ class Machine(Protocol):
         """What the guest's disks take of the host's, with what their snapshots need."""
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
-        """Take one more; on return it is on the host's disk, and was read back.
+        """Take one more; on return it is on the host's disk.
 
         The guest stands still inside `standing`, and is paused at its end. Raises SnapshotFailed, also where the
         snapshot would be larger than that, and then guest and snapshots are as they were; a cancellation leaves them
         so, too, and the machine good for more.
         """
+
+    async def verify_snapshot(self, number: int) -> None:
+        """Read it back from the host's disk. Raises SnapshotUnusable where it is not what was written."""
 
     async def keep_snapshots(self, numbers: Collection[int]) -> None:
         """Delete all snapshots but these, with what only they needed."""

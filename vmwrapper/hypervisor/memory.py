@@ -185,6 +185,16 @@ class MemoryMachine:
         (self._directory / f"snapshot-{number}").write_text(state)
         self.snapshots = [Snapshot(number, f"{len(state)} characters"), *self.snapshots]
 
+    async def verify_snapshot(self, number: int) -> None:
+        [snapshot] = [one for one in self.snapshots if one.number == number]
+        self._read(snapshot)
+
+    def _read(self, snapshot: Snapshot) -> str:
+        path = self._directory / f"snapshot-{snapshot.number}"
+        if not path.is_file() or snapshot.description != f"{len(state := path.read_text())} characters":
+            raise SnapshotUnusable("the snapshot is damaged")
+        return state
+
     async def keep_snapshots(self, numbers: Collection[int]) -> None:
         self.snapshots = [one for one in self.snapshots if one.number in numbers]
         self._sweep()
@@ -197,9 +207,7 @@ class MemoryMachine:
 
     async def revert(self, snapshot: Snapshot) -> None:
         await self.power_off()
-        path = self._directory / f"snapshot-{snapshot.number}"
-        if not path.is_file() or snapshot.description != f"{len(state := path.read_text())} characters":
-            raise SnapshotUnusable("the snapshot is damaged")
+        state = self._read(snapshot)
         self._end = asyncio.get_running_loop().create_future()
         self.guest = MemoryGuest(self)
         self._enter(Power.PAUSED)

@@ -15,6 +15,7 @@ from vmwrapper.errors import JobError
 from vmwrapper.guest.bundle import Bundle, DiskFormat, DiskSection, is_bundle, open_bundle
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.qemu.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
+from vmwrapper.hypervisor.qemu.layers import file_node
 from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
 from vmwrapper.process import complete
 
@@ -44,7 +45,7 @@ class BaseDisk:
         Source: BlockdevOptions in QEMU's qapi/block-core.json.
         """
         read_only = {"read-only": True}
-        node: dict[str, Any] = {"driver": "file", "filename": filename} | read_only
+        node: dict[str, Any] = file_node(filename) | read_only
         if self.offset:
             size = self.size + -self.size % _SECTOR  # a bundle is padded
             node = {"driver": "raw", "offset": self.offset, "size": size, "file": node} | read_only

@@ -15,7 +15,7 @@ from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, MachineIdentity, Mach
 from vmwrapper.hypervisor.qemu.accelerator import Accelerator
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
 from vmwrapper.hypervisor.qemu.files import MachineFiles
-from vmwrapper.hypervisor.qemu.layers import Disks, Layer
+from vmwrapper.hypervisor.qemu.layers import Disks, Layer, file_node
 from vmwrapper.hypervisor.qemu.window import WINDOW_SERIAL
 
 MONITOR = "monitor"
@@ -121,8 +121,13 @@ def _disks(image: BaseImage, files: MachineFiles, disks: Disks) -> Iterator[str]
         yield from ("-device", f"virtio-blk-pci,drive={stack[-1].node},serial={_SERIALS[disk]}")
     # The last of all, since a guest may know its disks by their order.
     yield from _fdset(files.window)
-    window = {"driver": "raw", "file": {"driver": "file", "filename": _fdset_name(files.window)}}
-    yield from ("-blockdev", json.dumps(window | {"node-name": "window", "discard": "unmap"}))
+    window = {
+        "driver": "raw",
+        "discard": "unmap",
+        "cache": {"no-flush": True},
+        "file": file_node(_fdset_name(files.window)),
+    }
+    yield from ("-blockdev", json.dumps(window | {"node-name": "window"}))
     yield from ("-device", f"virtio-blk-pci,drive=window,serial={WINDOW_SERIAL}")
 
 

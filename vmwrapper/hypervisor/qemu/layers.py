@@ -19,6 +19,14 @@ BELOW = "below"
 """What a layer's own header calls the one below, which QEMU is told otherwise: so it is the same after each merge."""
 
 
+def file_node(filename: str) -> dict[str, Any]:
+    """A file of the host for QEMU's block layer, as part of a node above.
+
+    QEMU need not flush it and forget what is cached of it after each snapshot, as it would after a migration.
+    """
+    return {"driver": "file", "filename": filename, "drop-cache": False}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
     """One file, open for QEMU to inherit."""
@@ -36,13 +44,20 @@ class Layer:
         """The number of the set through which QEMU gets its descriptor."""
         return self.file.fileno()
 
-    def blockdev(self, backing: str | None) -> dict[str, Any]:
-        """The node, above another one. Source: BlockdevOptions in QEMU's qapi/block-core.json."""
+    def blockdev(self, backing: str | None, *, flushes: bool = False) -> dict[str, Any]:
+        """The node, above another one. Source: BlockdevOptions in QEMU's qapi/block-core.json.
+
+        What a guest wants flushed goes no further than to the host's kernel, unless the node `flushes`: when the power
+        goes, only frozen layers count, and these we bring to the disk ourselves. So a guest does not wait for the
+        host's disk, neither when it wants to nor when it is stopped.
+        """
+        file = {**file_node(f"/dev/fdset/{self.fdset}"), "node-name": f"{self.node}-file"}
         return {
             "node-name": self.node,
             "driver": "qcow2",
             "discard": "unmap",
-            "file": {"driver": "file", "filename": f"/dev/fdset/{self.fdset}"},
+            "cache": {"no-flush": not flushes},
+            "file": file,
             "backing": backing,
         }
 

@@ -78,7 +78,6 @@ class QemuMachine:
         self._disks = disks
         self._snapshots = snapshots
         self._clock = clock
-        self._saving = asyncio.Lock()
         self._console = ConsoleTail()
         self._cpu_time_before_s = 0.0
         self._powered = AsyncExitStack()
@@ -159,7 +158,7 @@ class QemuMachine:
         try:
             await self._on.monitor.execute("cont")
         except QMPError:  # as in the last moments of a snapshot, or where the monitor is broken
-            async with self._saving:
+            async with self._snapshots.saving:
                 await self._ask("cont")
 
     @property
@@ -171,13 +170,15 @@ class QemuMachine:
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         running = self._on
-        async with self._saving:
-            try:
-                await self._snapshots.take(running.monitor, running.merging, standing, most_bytes)
-            except ExecuteError as error:
-                raise SnapshotFailed(str(error)) from error
-            except (QMPError, TimeoutError) as error:
-                raise await broken(running.child) from error
+        try:
+            await self._snapshots.take(running.monitor, running.merging, standing, most_bytes)
+        except ExecuteError as error:
+            raise SnapshotFailed(str(error)) from error
+        except (QMPError, TimeoutError) as error:
+            raise await broken(running.child) from error
+
+    async def verify_snapshot(self, number: int) -> None:
+        await self._snapshots.verify(number)
 
     async def keep_snapshots(self, numbers: Collection[int]) -> None:
         running = self._running

@@ -1,8 +1,8 @@
 """Merges layers of a running machine's disks in the background, so that the stacks stay short.
 
 A layer is merged into the one below by QEMU's block-commit. Until that is done both are there, and the upper one hides
-what is written into the lower one: so a snapshot that needs both is good at any moment. A top layer that stands for a
-snapshot is left alone, since it is this disk as it was.
+what is written into the lower one: so a snapshot that needs both is good at any moment, if the lower one's own tables are.
+So it flushes meanwhile. A top layer that stands for a snapshot is left alone, since it is this disk as it was.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ _LOOK_S = 0.1
 @dataclass(frozen=True, slots=True)
 class _Merge:
     disk: str
+    base: Layer
     layers: Sequence[Layer]
     """Those that will be gone."""
 
@@ -61,13 +62,14 @@ class Merging:
             return
         for disk, stack in self._disks.stacks.items():
             if found := mergeable(stack, frozen):
-                merge = _Merge(disk, found[1:])
+                merge = _Merge(disk, found[0], found[1:])
+                await self._reopen(merge, flushes=True)
                 await self._monitor.execute(
                     "block-commit",
                     {
                         "job-id": merge.job,
                         "device": stack[-1].node,
-                        "base-node": found[0].node,
+                        "base-node": merge.base.node,
                         "top-node": found[-1].node,
                         "backing-file": BELOW,
                         "speed": _GENTLE,
@@ -86,6 +88,7 @@ class Merging:
             while (job := await self._status(merge))["status"] != "concluded":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)  # seldom, so that a listener to the job's events is not worth it
             await self._monitor.execute("job-dismiss", {"id": merge.job})
+            await self._reopen(merge, flushes=False)  # which flushes once more
             self._merges.pop()
             if "error" not in job:  # or else the next merge tries again
                 for layer in merge.layers:
@@ -94,6 +97,13 @@ class Merging:
                     layer.file.close()
                     gone.add(layer.path.name)
         return gone
+
+    async def _reopen(self, merge: _Merge, *, flushes: bool) -> None:
+        stack = self._disks.stacks[merge.disk]
+        number = stack.index(merge.base)
+        below = stack[number - 1].node if number else self._disks.base(merge.disk)
+        node = merge.base.blockdev(below, flushes=flushes) | {"file": merge.base.blockdev(None)["file"]["node-name"]}
+        await self._monitor.execute("blockdev-reopen", {"options": [node]})
 
     async def _status(self, merge: _Merge) -> dict[str, Any]:
         jobs: Any = await self._monitor.execute("query-jobs")

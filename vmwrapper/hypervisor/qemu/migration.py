@@ -6,6 +6,7 @@ Source: QEMU's docs/devel/migration.rst and qapi/migration.json.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from qemu.qmp import EventListener, QMPClient
 
@@ -17,6 +18,7 @@ _UNLIMITED = 1 << 40  # bytes a second
 _PATIENCE_S = 3.0
 """How long a guest may change its memory faster than that is written, once all of it has been."""
 _CANCEL_LIMIT_S = 10.0
+_SETTLES_S = 0.001
 _FD_NAME = "state"
 _ENDED = {"completed", "failed", "cancelled"}
 
@@ -41,6 +43,7 @@ async def save(monitor: QMPClient, fd: int, *, standing: Standing, at_rest: Call
                     await at_rest()
                     await monitor.execute("migrate-continue", {"state": "pre-switchover"})
                     await states.reach("completed")
+                    await _settled(monitor)
                 except BaseException:
                     await states.cancel()
                     await monitor.execute("stop")  # QEMU lets it go on
@@ -57,6 +60,17 @@ async def load(monitor: QMPClient, fd: int) -> None:
         await _hand_over(monitor, fd)
         await monitor.execute("migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
         await states.reach("completed")
+
+
+async def _settled(monitor: QMPClient) -> None:
+    """Wait until the guest may be let go on, which is a moment after QEMU calls it completed."""
+    while await _status(monitor) == "finish-migrate":
+        await asyncio.sleep(_SETTLES_S)
+
+
+async def _status(monitor: QMPClient) -> str:
+    said: Any = await monitor.execute("query-status")
+    return str(said["status"])
 
 
 async def _prepare(monitor: QMPClient) -> None:

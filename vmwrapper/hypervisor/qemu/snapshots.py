@@ -38,6 +38,8 @@ class Snapshots:
         for snapshot in earlier:
             with suppress(SnapshotUnusable):
                 self._saved[snapshot.number] = saved(snapshot)
+        self.saving = asyncio.Lock()
+        """Held while a guest's memory is saved: QEMU may refuse then to let it go on."""
         self.next_number = 1 + max((snapshot.number for snapshot in earlier), default=0)
 
     def all(self) -> list[Snapshot]:
@@ -68,9 +70,8 @@ class Snapshots:
             try:
                 for layer in above.values():
                     await attach(monitor, layer)
-                await self._sync([stack[-1].path for stack in self._disks.stacks.values()])  # in advance
                 with state.open("xb") as file:
-                    async with beside(_watch_size(file.fileno(), most_bytes)):
+                    async with self.saving, beside(_watch_size(file.fileno(), most_bytes)):
                         at_rest = partial(self._freeze, monitor, above)
                         await migration.save(monitor, file.fileno(), standing=standing, at_rest=at_rest)
             finally:
@@ -97,16 +98,13 @@ class Snapshots:
         self.next_number += 1
 
     async def _secured(self, number: int, state: Path) -> Saved:
-        """Have it on the disk, and read back what is there."""
+        """Have it on the disk."""
         layers = {disk: names[:-1] for disk, names in self._disks.names().items()}
         below = [layer.path for layer in self._disks.all_layers() if layer.path.name in _names(layers)]
         with ungrouped():
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._sync([state, *below, self._directory]))
                 written = both.create_task(digest_of(state))
-        await asyncio.to_thread(_forget_cached, state)
-        if await digest_of(state) != written.result():
-            raise SnapshotFailed("the disk gives back other bytes than were written")
         return Saved(
             number=number,
             state_bytes=(await asyncio.to_thread(state.stat)).st_size,
@@ -118,6 +116,18 @@ class Snapshots:
     async def _sync(self, paths: Sequence[Path]) -> None:
         for path in paths:
             await asyncio.to_thread(sync, path)
+
+    async def verify(self, number: int) -> None:
+        """See `Machine.verify_snapshot`."""
+        one = self._saved[number]
+        state = self._directory / one.state_file
+        try:
+            await asyncio.to_thread(_forget_cached, state)
+            found = await digest_of(state)
+        except OSError as error:
+            raise SnapshotUnusable(f"its file {one.state_file} can't be read: {error.strerror}") from error
+        if found != one.state_digest:
+            raise SnapshotUnusable(f"the disk gives back other bytes of its file {one.state_file} than were written")
 
     async def keep(self, numbers: Collection[int], merging: Merging | None) -> None:
         """See `Machine.keep_snapshots`. May raise QMPError, too."""
