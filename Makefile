@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One more than processors: those with the BOINC client mostly wait.
 TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
-INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs boinc-client
+INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs boinc-client fuse3
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -57,9 +57,9 @@ qemu:
 
 test-tools:
 	@command -v mmdebstrap >/dev/null && command -v grub-mkimage >/dev/null && test -d /usr/lib/grub/i386-pc && \
-	command -v boinc >/dev/null || \
+	command -v boinc >/dev/null && command -v fusermount3 >/dev/null || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
-	else echo "Tests with a Debian disk or the BOINC client will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
+	else echo "Tests with a Debian disk, the BOINC client or power cuts will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
 
 image: $(BIN)/.ready
 	@$(BIN)/vmwrapper image build

@@ -1,8 +1,14 @@
 """That the power cuts find what programs do wrong with their files, and let be what they do right."""
 
+import fcntl
+import os
 import stat
+import struct
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -27,6 +33,8 @@ from tests.torture.operations import (
     Write,
 )
 from tests.torture.power_cut import Cut, every_cut, materialize, sample_cuts
+from tests.torture.recorded_folder import RecordedFolder, recorded_folder, why_not
+from vmwrapper.durable import write_durably
 
 RECORD, SCRATCH, OTHER = 2, 3, 4
 OLD, NEW = b"old", b"new and longer"
@@ -202,3 +210,146 @@ def test_a_sample_is_mostly_where_it_matters_and_can_be_had_again() -> None:
 
 def test_a_small_recording_has_few_cuts() -> None:
     assert [cut.after for cut in sample_cuts(Recording.of([]), how_many=9, rng=Random(1))].count(0) <= 9
+
+
+Record = Callable[[Callable[[RecordedFolder], object]], Recording]
+
+
+@pytest.fixture
+def record_in(tmp_path: Path) -> Record:
+    """Records what is done to a folder with `record`, which holds what is old."""
+    if reason := why_not():
+        pytest.skip(reason)
+
+    def record(program: Callable[[RecordedFolder], object]) -> Recording:
+        backing = tmp_path / "backing"
+        backing.mkdir()
+        (backing / "record").write_bytes(OLD)
+        with recorded_folder(tmp_path / "slot", backing=backing, log=tmp_path / "log") as recorded:
+            program(recorded)
+        assert not any((tmp_path / "slot").iterdir())
+        return Recording.read(tmp_path / "log")
+
+    return record
+
+
+def recorded_outcomes(recording: Recording) -> list[tuple[list[str], Outcome]]:
+    """With what was marked by then."""
+    cuts = [*every_cut(recording), *sample_cuts(recording, how_many=100, rng=Random(5))]
+    return [(recording.marks(cut.after), outcome(recording, cut)) for cut in cuts]
+
+
+@pytest.mark.fuse
+def test_a_durable_write_is_whole_and_stays_when_it_was_told(record_in: Record) -> None:
+    def program(recorded: RecordedFolder) -> None:
+        write_durably(recorded.folder / "record", NEW)
+        recorded.mark("told")
+
+    found = recorded_outcomes(record_in(program))
+    assert {one["record"] for marks, one in found if not marks} == {OLD, NEW}
+    assert {one["record"] for marks, one in found if marks} == {NEW}
+
+
+@pytest.mark.fuse
+def test_a_careless_write_is_found_out(record_in: Record) -> None:
+    def program(recorded: RecordedFolder) -> None:
+        (recorded.folder / "new").write_bytes(NEW)
+        (recorded.folder / "new").replace(recorded.folder / "record")
+
+    assert {OLD, b"", NEW} <= records(one for _, one in recorded_outcomes(record_in(program)))
+
+
+@pytest.mark.fuse
+def test_with_nothing_lost_it_is_as_it_was(record_in: Record, tmp_path: Path) -> None:
+    def program(recorded: RecordedFolder) -> None:
+        rng, folder = Random(11), recorded.folder
+        (folder / "states").mkdir()
+        (folder / "link").symlink_to("record")
+        os.mkfifo(folder / "fifo")
+        (folder / "link").read_bytes()
+        for number in range(150):
+            _change_something(folder / rng.choice(["", "states"]) / rng.choice("abc"), rng)
+            if number % 50 == 0:
+                (folder / "record").chmod(0o640 + number)
+
+    recording = record_in(program)
+    materialize(recording, Cut(len(recording.operations), Fate.ALL, Fate.ALL), tmp_path / "slot")
+    assert _described(tmp_path / "slot") == _described(tmp_path / "backing")
+
+
+def _change_something(path: Path, rng: Random) -> None:
+    other = path.with_name(rng.choice("abc"))
+    if not path.exists():
+        path.write_bytes(rng.randbytes(rng.randrange(5000)))
+    elif (what := rng.randrange(7)) == 0:
+        path.unlink()
+    elif what == 1:
+        path.replace(other)
+    elif what == 2:
+        other.unlink(missing_ok=True)
+        if path.exists():
+            other.hardlink_to(path)
+    elif what == 3:
+        os.truncate(path, rng.randrange(9000))
+    else:
+        with path.open("r+b" if what > 4 else "ab", buffering=0) as file:
+            file.seek(rng.randrange(9000))
+            file.write(rng.randbytes(rng.randrange(5000)))
+            os.posix_fallocate(file.fileno(), rng.randrange(20000), 100)
+
+
+def _described(folder: Path) -> dict[str, tuple[int, int, bytes | str]]:
+    described: dict[str, tuple[int, int, bytes | str]] = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        content: bytes | str = (
+            str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        )
+        links = 0 if path.is_dir() else status.st_nlink
+        described[str(path.relative_to(folder))] = (status.st_mode, links, content)
+    return described
+
+
+@pytest.mark.fuse
+def test_unnamed_files_locks_and_descriptors_of_others_work(record_in: Record) -> None:
+    def program(recorded: RecordedFolder) -> None:
+        with tempfile.TemporaryFile(dir=recorded.folder) as file:
+            file.write(NEW)
+            file.seek(0)
+            assert file.read() == NEW
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 100, 1, 0)
+        path = recorded.folder / "record"
+        with path.open("r+b") as one, path.open("r+b") as two:
+            fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock)
+            with pytest.raises(BlockingIOError):
+                fcntl.fcntl(two, fcntl.F_OFD_SETLK, lock)
+            path.unlink()
+            subprocess.run(["/bin/echo", "-n", "by another"], stdout=one, check=True)
+            assert two.read() == b"by another"
+
+    recording = record_in(program)
+    ends = outcome(recording, Cut(len(recording.operations), Fate.ALL, Fate.ALL))
+    assert ends == {}
+
+
+@pytest.mark.fuse
+def test_the_folder_goes_with_whoever_wanted_it(tmp_path: Path) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    slot = tmp_path / "slot"
+    script = """
+import os, sys
+from pathlib import Path
+from tests.torture.recorded_folder import recorded_folder
+slot = Path(sys.argv[1])
+with recorded_folder(slot, backing=slot.with_name("backing"), log=slot.with_name("log")):
+    assert slot.is_mount()
+    os._exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", script, slot], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 3
+    for _ in range(1000):
+        if not slot.is_mount():
+            break
+        time.sleep(0.01)
+    assert not slot.is_mount()
