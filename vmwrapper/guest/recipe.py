@@ -32,6 +32,7 @@ MODULES = (
     "drivers/char/virtio_console",
     "drivers/block/virtio_blk",
     "drivers/char/hw_random/virtio-rng",
+    "drivers/virtio/virtio_balloon",
     "drivers/misc/pvpanic/pvpanic",
     "drivers/misc/pvpanic/pvpanic-pci",
 )
