@@ -1,8 +1,9 @@
 """Merges layers of a running machine's disks in the background, so that the stacks stay short.
 
 A layer is merged into the one below by QEMU's block-commit. Until that is done both are there, and the upper one hides
-what is written into the lower one: so a snapshot that needs both is good at any moment, if the lower one's own tables are.
-So it flushes meanwhile. A top layer that stands for a snapshot is left alone, since it is this disk as it was.
+what is written into the lower one: so a snapshot that needs both is good at any moment, if only the lower one's tables
+are, which is therefore flushed meanwhile. A top layer that stands for a snapshot is left alone: it is this disk as it
+was.
 """
 
 import asyncio
