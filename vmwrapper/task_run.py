@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import posixpath
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
@@ -30,6 +31,7 @@ from vmwrapper.errors import (
 )
 from vmwrapper.guest import reports
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
+from vmwrapper.guest.reseed import SEED_BYTES
 from vmwrapper.hostile import one_line, some_of
 from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
 from vmwrapper.job.model import CpuTimeBasis, PackageKind, package_kind
@@ -170,7 +172,7 @@ class TaskRun:
             await self._machine.guest.ready(limit_s=self._boot_limit_s)
         except GuestSilent as error:
             raise SnapshotUnusable(str(error)) from error
-        await launcher.set_clock(time.time())
+        await launcher.wake(time.time(), secrets.token_bytes(SEED_BYTES))
         self._enter("running", "Going on with the program: %s", self._task.innerjob)
         older = [one for one in self._progress.checkpoints if one.snapshot.number <= checkpoint.snapshot.number]
         if len(older) < len(self._progress.checkpoints):

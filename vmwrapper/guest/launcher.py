@@ -4,6 +4,7 @@ All that is known of a running program stands in files of the guest: no session 
 needed to follow it, so that a wrapper that was restarted goes on where the last one was.
 """
 
+import logging
 import posixpath
 import re
 import shlex
@@ -13,13 +14,20 @@ from dataclasses import dataclass
 from importlib.resources import files as package_files
 
 from vmwrapper.errors import GuestError, JobError
+from vmwrapper.guest.reseed import program
 from vmwrapper.hostile import printable, some_of
 from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, CommandResult, Guest
 from vmwrapper.job.model import PackageKind
 
+log = logging.getLogger(__name__)
+
 _HOME = "/run/vmwrapper"
 PACKAGES = f"{_HOME}/scratch/packages"
 """Where packages go before they are installed."""
+_WAKE = f"""\
+date -u -s "@$1" >/dev/null
+cd {_HOME} && dd bs="$2" count=1 iflag=fullblock of=reseed 2>/dev/null && chmod 700 reseed && ./reseed
+"""
 _NO_SUCH_USER = 67
 _VERB_LIMIT_S = 60.0
 _INSTALL_LIMIT_S = 3600.0
@@ -107,10 +115,17 @@ class Launcher:
         if result.status != 0:
             raise GuestError(f"the program could not be started: {printable(result.stderr)}")
 
-    async def set_clock(self, now_s: float) -> None:
-        """Set the guest's clock, in seconds since 1970. Nothing relies on it."""
+    async def wake(self, now_s: float, seed: bytes) -> None:
+        """Tell a guest that was reverted what time it is, in seconds since 1970, and what no other guest knows.
+
+        `seed` has SEED_BYTES. Nothing relies on it.
+        """
+        reseed = program()
+        argv = ["sh", "-c", _WAKE, "sh", f"{now_s:.0f}", str(len(reseed))]
         with suppress(GuestError):
-            await self._guest.run(["date", "-u", "-s", f"@{now_s:.0f}"], limit_s=_VERB_LIMIT_S)
+            result = await self._guest.run(argv, stdin=reseed + seed, limit_s=_VERB_LIMIT_S)
+            if result.status != 0:
+                log.debug("The guest's clock or random numbers are late: %s", printable(result.stderr))
 
     async def ended(self) -> ProgramEnd | None:
         """How the program ended, or None while it runs. One cheap question to the guest."""
