@@ -32,6 +32,14 @@ _FREE_BYTES = 64 * MIB
 """Left to others."""
 
 
+def enough_bytes(task: Task) -> int:
+    """What the disk must have for a task and its checkpoints, without outputs and a disk of its image, whatever it does.
+
+    While a snapshot is taken there are two others, and what the guest writes to its disk is above what it wrote before.
+    """
+    return (_GENERATIONS + 1) * (task.memory_mib * MIB + _DEVICES_BYTES) + 2 * task.scratch_mib * MIB
+
+
 class Checkpointer:
     """Of one task in its machine."""
 

@@ -17,11 +17,12 @@ from vmwrapper import __version__
 from vmwrapper.boinc.client import Client
 from vmwrapper.boinc.init_data import INIT_DATA_FILE
 from vmwrapper.boinc.standalone import Standalone
+from vmwrapper.checkpointer import enough_bytes
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobFileMissing, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import image_folder
-from vmwrapper.hypervisor.interface import ProbeResult
+from vmwrapper.hypervisor.interface import MIB, ProbeResult
 from vmwrapper.hypervisor.registry import Registry, all_hypervisors
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import resolve_job
@@ -274,6 +275,11 @@ def _check(chosen: argparse.Namespace) -> int:
     ]
     resolve_job(job, job_file, slot.joinpath, slot=slot, image_suffixes=suffixes)
     print(f"{chosen.job_file} is a good job file: {len(job.tasks)} task(s)")  # noqa: T201  (the command's answer)
+    bound_bytes = max(enough_bytes(task) for task in job.tasks)
+    print(  # noqa: T201  (the same)
+        f"With its checkpoints it may need {bound_bytes // MIB} MiB of the disk, beside its outputs: "
+        f"an rsc_disk_bound of {bound_bytes} or more always leaves room for them"
+    )
     return 0
 
 
