@@ -33,7 +33,7 @@ _FREE_BYTES = 64 * MIB
 
 
 def enough_bytes(task: Task) -> int:
-    """What the disk must have for a task and its checkpoints, without outputs and a disk of its image, whatever it does.
+    """What a task and its checkpoints may take of the disk, without its outputs and what is written to its image.
 
     While a snapshot is taken there are two others, and what the guest writes to its disk is above what it wrote before.
     """
