@@ -66,7 +66,7 @@ class Checkpointer:
         self._program_runs = False
         self._taken = 0
         self._cost_s = 0.0
-        self._complaint = ""
+        self._complained = False
         self._stood_s = 0.0
         self._reached = progress.reached()
 
@@ -105,27 +105,28 @@ class Checkpointer:
             log.warning("No checkpoint: it was not done within %.0f s", LAST_LIMIT_S)
 
     async def _take_or_complain(self) -> None:
-        """Say what is in the way of it, but only once."""
+        """Say what is in the way of it, but only the first time in a row."""
         try:
             await self._take()
-            self._complaint = ""
+            self._complained = False
         except (SnapshotFailed, HostDiskFailed) as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
+            if not self._complained:
+                self._complained = True
                 log.warning("No checkpoint: %s", error)
 
     async def _take(self) -> None:
         async with turn(self._api.project_dir or self._api.slot):
             began_s = asyncio.get_running_loop().time()
-            most_bytes = await self._room_bytes()
-            await self._machine.take_snapshot(self._standing, most_bytes=most_bytes)
-            newest, *older = self._checkpoints()
-            await self._count([newest, *older][:_GENERATIONS])
-            await self._verify(newest, older)
-            took_s = asyncio.get_running_loop().time() - began_s
+            try:
+                most_bytes = await self._room_bytes()
+                await self._machine.take_snapshot(self._standing, most_bytes=most_bytes)
+                newest, *older = self._checkpoints()
+                await self.count([newest, *older][:_GENERATIONS])
+                await self._verify(newest, older)
+            finally:
+                self._cost_s = asyncio.get_running_loop().time() - began_s
         self._taken += 1
-        self._cost_s = took_s
-        log.info("Checkpoint taken in %.1f s; the guest stood still for %.3f s", took_s, self._stood_s)
+        log.info("Checkpoint taken in %.1f s; the guest stood still for %.3f s", self._cost_s, self._stood_s)
 
     @contextmanager
     def _standing(self) -> Iterator[None]:
@@ -144,25 +145,26 @@ class Checkpointer:
             for snapshot in self._machine.snapshots
         ]
 
-    async def _count(self, checkpoints: Sequence[Checkpoint]) -> None:
+    async def count(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Let these be what the next episode goes on from, and then delete all others."""
         record = self._progress.record_of(checkpoints)
         await to_thread_and_back(write_record, self._api.slot, record)
         self._progress.checkpointed(record)
+        self._api.report(self._progress.status())
         await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
 
     async def _verify(self, newest: Checkpoint, older: Sequence[Checkpoint]) -> None:
         try:
             await self._machine.verify_snapshot(newest.snapshot.number)
         except SnapshotUnusable as error:
-            await self._count(older[: _GENERATIONS - 1])
+            await self.count(older[: _GENERATIONS - 1])
             raise SnapshotFailed(str(error)) from error
 
     async def _room_bytes(self) -> int:
         """How large a snapshot may become. Raises SnapshotFailed where that is not enough."""
         room_bytes, complaint = await asyncio.to_thread(self._look_for_room)
         if complaint and len(self._progress.checkpoints) == _GENERATIONS:
-            await self._count(self._checkpoints()[: _GENERATIONS - 1])
+            await self.count(self._checkpoints()[: _GENERATIONS - 1])
             room_bytes, complaint = await asyncio.to_thread(self._look_for_room)
         if complaint:
             raise SnapshotFailed(complaint)

@@ -123,6 +123,14 @@ class Child:
         """The last few KiB of its stderr."""
         return self._end.stderr.decode(errors="replace").strip()
 
+    def stop(self) -> None:
+        """Have it stand still, until `go`."""
+        _signal(self._transport, self._end, signal.SIGSTOP)
+
+    def go(self) -> None:
+        """Have it go on after `stop`."""
+        _signal(self._transport, self._end, signal.SIGCONT)
+
     def kill(self) -> None:
         """End it at once; `ended` then tells that. Does nothing to one that ended before."""
         _signal(self._transport, self._end, signal.SIGKILL)

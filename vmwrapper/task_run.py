@@ -84,21 +84,27 @@ class TaskRun:
         the machine is on; what is kept is not sanitized.
         """
         await self._run_state.may_run()
+        if self._checkpointer and await self._go_on_from_any(self._checkpointer, kept):
+            return
+        self._progress.activity = "booting"
+        await self._machine.power_on()
+        log.info("Machine is on")
+        await self._while_on(None, kept)
+
+    async def _go_on_from_any(self, checkpointer: Checkpointer, kept: Kept | None) -> bool:
+        """Whether there is a checkpoint from which the task could be brought to its end."""
         for checkpoint in self._progress.promising_checkpoints:
             try:
                 await self._go_on(checkpoint, kept)
             except SnapshotUnusable as error:
                 log.warning("Checkpoint %d can't be used: %s", checkpoint.snapshot.number, one_line(str(error)))
             else:
-                return
+                return True
         if self._progress.checkpoints:
             log.warning("The task begins anew: there is no other checkpoint")
             self._progress.begin_anew()
-            await self._keep_checkpoints(())
-        self._progress.activity = "booting"
-        await self._machine.power_on()
-        log.info("Machine is on")
-        await self._while_on(None, kept)
+            await checkpointer.count(())
+        return False
 
     async def _go_on(self, checkpoint: Checkpoint, kept: Kept | None) -> None:
         self._progress.activity = "going back to the checkpoint"
@@ -106,13 +112,6 @@ class TaskRun:
         self._progress.go_on(checkpoint.reached)
         log.info("Machine is on, as it was at checkpoint %d", checkpoint.snapshot.number)
         await self._while_on(checkpoint, kept)
-
-    async def _keep_checkpoints(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Forget all others."""
-        record = self._progress.record_of(checkpoints)
-        await to_thread_and_back(write_record, self._slot, record)
-        self._progress.checkpointed(record)
-        await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
 
     async def _while_on(self, checkpoint: Checkpoint | None, kept: Kept | None) -> None:
         launcher = Launcher(self._machine.guest, datadir=self._task.datadir, user=self._task.user)
@@ -137,6 +136,8 @@ class TaskRun:
     def _is_suspicious(self, checkpoint: Checkpoint | None, error: VmwrapperError) -> bool:
         """Whether a guest was reverted and ended so soon that it may be for what it was reverted to."""
         if checkpoint is None or not isinstance(error, GuestPanicked | GuestPoweredOff):
+            return False
+        if checkpoint is not self._progress.checkpoints[0]:  # it was good for another one
             return False
         return self._progress.program_ran_s - checkpoint.reached.program_ran_s < _SUSPICIOUS_S
 
@@ -174,9 +175,9 @@ class TaskRun:
             raise SnapshotUnusable(str(error)) from error
         await launcher.wake(time.time(), secrets.token_bytes(SEED_BYTES))
         self._enter("running", "Going on with the program: %s", self._task.innerjob)
-        older = [one for one in self._progress.checkpoints if one.snapshot.number <= checkpoint.snapshot.number]
-        if len(older) < len(self._progress.checkpoints):
-            await self._keep_checkpoints(older)
+        known = self._progress.checkpoints
+        if self._checkpointer and checkpoint is not known[0]:
+            await self._checkpointer.count(known[known.index(checkpoint) :])
 
     def _beside_program(self) -> Iterator[Coroutine[None, None, NoReturn]]:
         yield self._hear_often()

@@ -205,11 +205,13 @@ class QemuMachine:
         await self._start(waits=True)
         path = self._spec.directory / saved.state_file
         with path.open("rb") as state:
-            async with beside(_watch_process(self._on.child)):
-                digest = asyncio.create_task(digest_of(path))
-                await migration.load(self._on.monitor, state.fileno())
-                if await digest != saved.state_digest:
-                    raise SnapshotUnusable(f"its file {saved.state_file} is damaged")
+            process = self._on.child
+            with self._clock.followed_by(stop=process.stop, go=process.go):
+                async with beside(_watch_process(process)), asyncio.TaskGroup() as both:
+                    digest = both.create_task(digest_of(path))
+                    await migration.load(self._on.monitor, state.fileno())
+            if digest.result() != saved.state_digest:
+                raise SnapshotUnusable(f"its file {saved.state_file} is damaged")
 
     async def _ask(self, command_name: str) -> None:
         running = self._on

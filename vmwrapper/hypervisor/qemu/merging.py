@@ -56,6 +56,8 @@ class Merging:
         self._monitor = monitor
         self._disks = disks
         self._merges: list[_Merge] = []
+        self.gone: set[str] = set()
+        """The file names of layers that have been merged, and of which nobody but older descriptions knows."""
 
     async def begin(self, frozen: Collection[str]) -> None:
         """Merge what can be, unless that is going on. Raises QMPError."""
@@ -79,25 +81,28 @@ class Merging:
                 )
                 self._merges.append(merge)
 
-    async def end(self) -> set[str]:
-        """Wait for what is going on; the file names of the layers that are not needed any more. Raises QMPError."""
-        gone: set[str] = set()
+    async def end(self) -> None:
+        """Wait for what is going on. Raises QMPError."""
         while self._merges:
             merge = self._merges[-1]
             with suppress(ExecuteError):  # it may be over
                 await self._monitor.execute("block-job-set-speed", {"device": merge.job, "speed": 0})
             while (job := await self._status(merge))["status"] != "concluded":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)  # seldom, so that a listener to the job's events is not worth it
-            await self._monitor.execute("job-dismiss", {"id": merge.job})
-            await self._reopen(merge, flushes=False)  # which flushes once more
             self._merges.pop()
             if "error" not in job:  # or else the next merge tries again
+                self._forget(merge)
+            await self._monitor.execute("job-dismiss", {"id": merge.job})
+            await self._reopen(merge, flushes=False)  # which flushes once more
+            if "error" not in job:
                 for layer in merge.layers:
                     await detach(self._monitor, layer)
-                    self._disks.stacks[merge.disk].remove(layer)
                     layer.file.close()
-                    gone.add(layer.path.name)
-        return gone
+
+    def _forget(self, merge: _Merge) -> None:
+        for layer in merge.layers:
+            self._disks.stacks[merge.disk].remove(layer)
+            self.gone.add(layer.path.name)
 
     async def _reopen(self, merge: _Merge, *, flushes: bool) -> None:
         stack = self._disks.stacks[merge.disk]

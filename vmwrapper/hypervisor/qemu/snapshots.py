@@ -62,7 +62,10 @@ class Snapshots:
 
     async def take(self, monitor: QMPClient, merging: Merging, standing: Standing, most_bytes: int) -> None:
         """See `Machine.take_snapshot`. May raise QMPError, too."""
-        self._forget_layers(await merging.end())
+        try:
+            await merging.end()
+        finally:
+            self._forget_layers(merging.gone)
         number = self.next_number
         state = self._directory / f"state-{number}"
         try:
@@ -139,8 +142,7 @@ class Snapshots:
             await merging.begin(frozenset().union(*(one.frozen for one in self._saved.values())))
 
     def _forget_layers(self, gone: Collection[str]) -> None:
-        if gone:
-            self._saved = {number: one.without(gone) for number, one in self._saved.items()}
+        self._saved = {number: one.without(gone) for number, one in self._saved.items()}
 
     async def reopen(self, snapshot: Snapshot) -> Saved:
         """Have the disks as they were, each with a new layer on top. Raises SnapshotUnusable."""
