@@ -93,11 +93,13 @@ class Disks:
         with ungrouped():
             async with asyncio.TaskGroup() as making:
                 for disk, path in paths.items():
-                    making.create_task(self._make(path, self._sizes[disk]))
+                    making.create_task(self._make(path, self._sizes[disk], is_lowest=not self.stacks[disk]))
         return {disk: _opened(path) for disk, path in paths.items()}
 
-    async def _make(self, path: Path, size: int) -> None:
-        argv = [str(self._qemu_img), "create", "-q", "-f", "qcow2", "-u", "-b", BELOW, "-F", "qcow2"]
+    async def _make(self, path: Path, size: int, *, is_lowest: bool) -> None:
+        argv = [str(self._qemu_img), "create", "-q", "-f", "qcow2"]
+        if not is_lowest:
+            argv += ["-u", "-b", BELOW, "-F", "qcow2"]
         await run([*argv, path.name, str(size)], limit_s=_QEMU_IMG_LIMIT_S, directory=self._directory)
 
     def put_on(self, layers: Mapping[str, Layer]) -> None:
