@@ -130,6 +130,7 @@ class QemuMachine:
             *await self._streams(ours[DATA_PORT]), agent.run_script, self._clock, self._files.window.fileno()
         )
         monitor = QMPClient()
+        monitor.events.event_filter = lambda _: False  # or else it keeps every event, for ever
         events = EventListener(names=("GUEST_PANICKED", "SHUTDOWN", "BLOCK_IO_ERROR"))
         monitor.register_listener(events)
         try:
