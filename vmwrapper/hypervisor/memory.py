@@ -178,6 +178,7 @@ class MemoryMachine:
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         number = 1 + max((one.number for one in self.snapshots), default=0)
         with standing():
+            await self.pause()
             state = self.guest.state()
             await asyncio.sleep(self.hypervisor.answer_s)
         if len(state) > most_bytes:
@@ -397,6 +398,7 @@ class MemoryGuest:
 
     def go_on(self, state: str) -> None:
         """Be as in that state; the program that ran then is called again."""
+        self._boots -= self.machine.hypervisor.boot_s
         self.files = {
             path: GuestFile(base64.b64decode(content), executable, FileKind(kind))
             for path, (content, executable, kind) in json.loads(state).items()
