@@ -95,7 +95,7 @@ class Merging:
             await self._monitor.execute("job-dismiss", {"id": merge.job})
             await self._reopen(merge, flushes=False)  # which flushes once more
             if "error" not in job:
-                for layer in merge.layers:
+                for layer in reversed(merge.layers):  # each is still held by the one above
                     await detach(self._monitor, layer)
                     layer.file.close()
 
