@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from vmwrapper.folders import RECORD_FILE
+from vmwrapper.checkpoint import read_record
+from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
 
 from .client_files import ClientFiles, Preferences, Workunit
 from .project_server import ProjectServer
@@ -166,10 +167,13 @@ class BoincClient:
         return [process for process in self.processes() if _name(process).startswith("qemu-system")]
 
     def left_behind(self) -> list[str]:
-        """A wrapper's own files in a slot, but for its record, and what is no task's in the project's directory."""
+        """A wrapper's files in a slot, but those of the next episode, and what is no task's in the project's folder."""
         ours = (".vmwrapper", "boinc_lockfile")
         in_slots = [str(path) for path in self._directory.glob("slots/*/*") if path.name.startswith(ours)]
-        in_slots = [path for path in in_slots if not path.endswith(RECORD_FILE)]
+        for slot in self._directory.glob("slots/*"):
+            record = read_record(slot)
+            kept = (RECORD_FILE, MACHINE_FOLDER) if record and record.checkpoints else (RECORD_FILE,)
+            in_slots = [path for path in in_slots if path not in {str(slot / name) for name in kept}]
         in_project = [path.name for path in self.project_dir.iterdir() if not path.name.startswith(("app_1_", "wu"))]
         return in_slots + in_project
 

@@ -15,6 +15,7 @@ import pytest
 
 from vmwrapper.guest.bundle import Bundle, Section, open_bundle
 
+from .conftest import left_behind
 from .test_job import LIMIT_S, VMWRAPPER, job, read_until, start, task, vmwrapper, write_job
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("default_image")]
@@ -63,7 +64,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         return place
 
     yield mount
-    left = [path.name for path in place.rglob("*") if path.name.startswith((".vmwrapper", "boinc_"))]
+    left = left_behind(place)
     if place.is_mount():
         subprocess.run(["umount", place], check=True)
     assert left == []

@@ -14,8 +14,9 @@ from vmwrapper.boinc.channels import MEMORY_BYTES, MMAP_FILE, Channel, Channels
 from vmwrapper.boinc.init_data import INIT_DATA_FILE, SHARED_BY_FILE
 from vmwrapper.boinc.slot_files import FINISH_FILE, LONGEST_LINK, TEMPORARY_EXIT_FILE
 from vmwrapper.boinc.slot_lock import slot_lock
+from vmwrapper.checkpoint import read_record
 from vmwrapper.errors import HostDiskFailed, JobError, SlotBusy
-from vmwrapper.folders import RECORD_FILE
+from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
 from vmwrapper.hostile import one_line
 from vmwrapper.twin.files import TaskFiles
 
@@ -189,6 +190,9 @@ class TwinSlot:
     def left_by_app(self) -> list[str]:
         """What the app has left there that is neither the client's nor for it, nor for the app's next episode."""
         names = {name.partition("/")[0] for name in self._files.names} | {"job.xml", RECORD_FILE} | _CLIENTS_FILES
+        record = read_record(self.path)
+        if record and record.checkpoints:
+            names.add(MACHINE_FOLDER)
         return sorted(path.name for path in self.path.iterdir() if path.name not in names)
 
 
