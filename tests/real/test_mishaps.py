@@ -147,7 +147,7 @@ def test_full_host_disk_under_the_lock(small_disk: Callable[[int], Path]) -> Non
 def test_full_host_disk_under_an_output(small_disk: Callable[[int], Path]) -> None:
     tags = "<disk_mb>0</disk_mb><memory_mb>512</memory_mb><output>big</output>"
     script = "dd if=/dev/zero of=big bs=1M count=150"
-    folder = small_disk(120)
+    folder = small_disk(180)  # of which kernel and window take 120
     done = vmwrapper("run", write_job(folder, job(task("fill.sh", tags)), fill=script))
     ends_with(done, 75, "can't write", "No space left on device")
     assert not (folder / "big").exists()
