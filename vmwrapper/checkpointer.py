@@ -117,6 +117,7 @@ class Checkpointer:
     async def _take(self) -> None:
         async with turn(self._api.project_dir or self._api.slot):
             began_s = asyncio.get_running_loop().time()
+            self._stood_s = 0.0
             try:
                 most_bytes = await self._room_bytes()
                 await self._machine.take_snapshot(self._standing, most_bytes=most_bytes)
@@ -135,7 +136,7 @@ class Checkpointer:
         with self._run_state.held(Reason.CHECKPOINT):
             self._reached = self._progress.reached()
             yield
-        self._stood_s = loop.time() - began_s
+        self._stood_s += loop.time() - began_s
 
     def _checkpoints(self) -> list[Checkpoint]:
         """Of all snapshots that there are, newest first."""

@@ -196,9 +196,9 @@ class Machine(Protocol):
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         """Take one more; on return it is on the host's disk.
 
-        The guest stands still inside `standing`, and is paused at its end. Raises SnapshotFailed, also where the
-        snapshot would be larger than that, and then guest and snapshots are as they were; a cancellation leaves them
-        so, too, and the machine good for more.
+        The guest stands still inside `standing`, which may be once or a few times, and is paused at its end; the last
+        time is that of the snapshot. Raises SnapshotFailed, also where the snapshot would be larger than that, and then
+        guest and snapshots are as they were; a cancellation leaves them so, too, and the machine good for more.
         """
 
     async def verify_snapshot(self, number: int) -> None:

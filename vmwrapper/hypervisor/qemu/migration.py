@@ -1,56 +1,94 @@
 """The guest's memory and devices, to and from a file, by QEMU's live migration.
 
-Source: QEMU's docs/devel/migration.rst and qapi/migration.json.
+Where QEMU emulates the processor, it can miss what a guest writes while it looks up which memory has been written to:
+always before 9.0 (its commit 03bfc2188f), and in rare moments since. So it never looks while the guest runs: the guest
+is stopped for the first look, when QEMU also begins to take notes, and again when most of its memory has been written,
+for the second look and the rest.
+
+Source: QEMU's docs/devel/migration.rst and qapi/migration.json; migration/ram.c, softmmu/physmem.c.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, BinaryIO
 
 from qemu.qmp import EventListener, QMPClient
 
 from vmwrapper.errors import SnapshotFailed
-from vmwrapper.hypervisor.interface import Standing
+from vmwrapper.hypervisor.interface import MIB, Standing
 
+_PACE = 1280 * MIB
+"""Bytes a second: so that the last of them are noticed in time. QEMU writes a tenth of that at once."""
+_LAST_BYTES = 144 * MIB
+_FEW_BYTES = 272 * MIB
+"""That are written in a tenth of a second: the guest needs not go on meanwhile."""
+_UNLIMITED = 1 << 40
 _DOWNTIME_MS = 50
-_UNLIMITED = 1 << 40  # bytes a second
-_PATIENCE_S = 3.0
-"""How long a guest may change its memory faster than that is written, once all of it has been."""
+_LOOK_S = 0.01
 _CANCEL_LIMIT_S = 10.0
 _SETTLES_S = 0.001
 _FD_NAME = "state"
 _ENDED = {"completed", "failed", "cancelled"}
 
 
-async def save(monitor: QMPClient, fd: int, *, standing: Standing, at_rest: Callable[[], Awaitable[None]]) -> None:
-    """Write the state while the guest runs on. It stands still only inside `standing`, and is paused at its end.
+async def save(
+    monitor: QMPClient, file: BinaryIO, *, standing: Standing, at_rest: Callable[[], Awaitable[None]]
+) -> None:
+    """Write the state into an empty file. The guest runs on but for inside `standing`, at whose end it is paused.
 
-    `at_rest` is called there, once the guest writes to no disk any more; the state is of this instant. A descriptor of
-    QEMU's own is made of `fd`. Raises SnapshotFailed, QMPError.
+    `at_rest` is called the last time, once the guest writes to no disk any more; the state is of this instant. Raises
+    SnapshotFailed, QMPError.
     """
     await _prepare(monitor)
+    if not await _save(monitor, file, standing, at_rest, live=True):
+        file.truncate(0)
+        file.seek(0)
+        await _save(monitor, file, standing, at_rest, live=False)
+
+
+async def _save(
+    monitor: QMPClient, file: BinaryIO, standing: Standing, at_rest: Callable[[], Awaitable[None]], *, live: bool
+) -> bool:
+    """Whether the guest was stopped in time, before QEMU looked a second time."""
+    await monitor.execute("migrate-set-parameters", {"max-bandwidth": _PACE})
     with _states(monitor) as states:
-        await _hand_over(monitor, fd)
-        await monitor.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
+        await _hand_over(monitor, file.fileno())
+        async with _stopped(monitor, states, standing):
+            await monitor.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
+            await states.reach("active")
+            if not live or await states.left_bytes() <= _FEW_BYTES:
+                await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
+                await _finish(monitor, states, at_rest)
+                return True
+        await states.mostly_written()
+        async with _stopped(monitor, states, standing):
+            await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
+            if states.missed_nothing():
+                await _finish(monitor, states, at_rest)
+                return True
+            await states.cancel()
+    return False
+
+
+@asynccontextmanager
+async def _stopped(monitor: QMPClient, states: "_States", standing: Standing) -> AsyncIterator[None]:
+    with standing():
+        await monitor.execute("stop")
         try:
-            is_converged = await states.converge()
-            with standing():
-                try:
-                    if not is_converged:
-                        await monitor.execute("stop")
-                        await states.reach("pre-switchover")
-                    await at_rest()
-                    await monitor.execute("migrate-continue", {"state": "pre-switchover"})
-                    await states.reach("completed")
-                    await _settled(monitor)
-                except BaseException:
-                    await states.cancel()
-                    await monitor.execute("stop")  # QEMU lets it go on
-                    raise
+            yield
         except BaseException:
             await states.cancel()
+            await monitor.execute("stop")  # QEMU lets it go on
             raise
+
+
+async def _finish(monitor: QMPClient, states: "_States", at_rest: Callable[[], Awaitable[None]]) -> None:
+    await states.reach("pre-switchover")
+    await at_rest()
+    await monitor.execute("migrate-continue", {"state": "pre-switchover"})
+    await states.reach("completed")
+    await _settled(monitor)
 
 
 async def load(monitor: QMPClient, fd: int) -> None:
@@ -76,7 +114,7 @@ async def _status(monitor: QMPClient) -> str:
 async def _prepare(monitor: QMPClient) -> None:
     wanted = [{"capability": name, "state": True} for name in ("events", "pause-before-switchover")]
     await monitor.execute("migrate-set-capabilities", {"capabilities": wanted})
-    await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED, "downtime-limit": _DOWNTIME_MS})
+    await monitor.execute("migrate-set-parameters", {"downtime-limit": _DOWNTIME_MS})
 
 
 async def _hand_over(monitor: QMPClient, fd: int) -> None:
@@ -91,26 +129,41 @@ class _States:
         self._monitor = monitor
         self._events = events
         self._state = "none"
+        self._looks = 0
 
-    async def converge(self) -> bool:
-        """Wait until the guest stands still, or should be made to, since it does not come to that by itself."""
-        try:
-            async with asyncio.timeout(None) as patience:
-                await self.reach("pre-switchover", patience)
-        except TimeoutError:
-            return False
-        return True
-
-    async def reach(self, state: str, patience: asyncio.Timeout | None = None) -> None:
-        """Raises SnapshotFailed where it ends otherwise. `patience` begins when all memory has been written once."""
+    async def reach(self, state: str) -> None:
+        """Raises SnapshotFailed where it ends otherwise."""
         while self._state != state:
             if self._state in _ENDED:
                 raise SnapshotFailed(f"the guest's memory can't be saved: {await self._complaint()}")
-            match await self._events.get():
-                case {"event": "MIGRATION", "data": {"status": str(said)}}:
-                    self._state = said
-                case {"event": "MIGRATION_PASS", "data": {"pass": 2}} if patience:
-                    patience.reschedule(asyncio.get_running_loop().time() + _PATIENCE_S)
+            self._take(await self._events.get())
+
+    async def mostly_written(self) -> None:
+        """Wait until little is left to write, or nothing more will be."""
+        try:
+            while await self.left_bytes() > _LAST_BYTES:  # noqa: ASYNC110  (no event tells it)
+                await asyncio.sleep(_LOOK_S)
+        except BaseException:
+            await self.cancel()
+            raise
+
+    async def left_bytes(self) -> int:
+        """How much of the guest's memory is still to be written, of what QEMU knows."""
+        said: Any = await self._monitor.execute("query-migrate")
+        return int(said["ram"]["remaining"]) if said["status"] == "active" else 0
+
+    def missed_nothing(self) -> bool:
+        """Whether QEMU has looked only once so far; or has stopped the guest right after the second look."""
+        for event in self._events.clear():
+            self._take(event)
+        return self._looks == 1 or (self._looks == 2 and self._state == "pre-switchover")
+
+    def _take(self, event: Any) -> None:
+        match event:
+            case {"event": "MIGRATION", "data": {"status": str(said)}}:
+                self._state = said
+            case {"event": "MIGRATION_PASS", "data": {"pass": int(number)}}:
+                self._looks = number
 
     async def _complaint(self) -> str:
         said = await self._monitor.execute("query-migrate")
@@ -119,12 +172,12 @@ class _States:
     async def cancel(self) -> None:
         """Have it over, whatever it did. Raises QMPError, TimeoutError."""
         async with asyncio.timeout(_CANCEL_LIMIT_S):
+            if self._state == "none":
+                return
             if self._state not in _ENDED:
                 await self._monitor.execute("migrate_cancel")
             while self._state not in _ENDED:
-                match await self._events.get():
-                    case {"event": "MIGRATION", "data": {"status": str(said)}}:
-                        self._state = said
+                self._take(await self._events.get())
 
 
 @contextmanager

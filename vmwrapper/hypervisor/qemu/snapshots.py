@@ -24,6 +24,7 @@ from vmwrapper.hypervisor.qemu.merging import Merging, attach, detach
 from vmwrapper.hypervisor.qemu.saved import Saved, digest, saved
 
 _SIZE_LOOK_S = 0.1
+_SYNC_S = 0.05
 
 
 class Snapshots:
@@ -74,9 +75,10 @@ class Snapshots:
                 for layer in above.values():
                     await attach(monitor, layer)
                 with state.open("xb") as file:
-                    async with self.saving, beside(_watch_size(file.fileno(), most_bytes)):
+                    guards = _watch_size(file.fileno(), most_bytes), _bring_to_disk(file.fileno())
+                    async with self.saving, beside(*guards):
                         at_rest = partial(self._freeze, monitor, above)
-                        await migration.save(monitor, file.fileno(), standing=standing, at_rest=at_rest)
+                        await migration.save(monitor, file, standing=standing, at_rest=at_rest)
             finally:
                 if self.next_number == number:
                     await _take_back(monitor, above)
@@ -164,6 +166,13 @@ async def _watch_size(fd: int, most_bytes: int) -> NoReturn:
     while os.fstat(fd).st_size <= most_bytes:  # noqa: ASYNC110  (QEMU writes it)
         await asyncio.sleep(_SIZE_LOOK_S)
     raise SnapshotFailed(f"the guest's memory takes more than the {most_bytes // MIB} MiB that there are for it")
+
+
+async def _bring_to_disk(fd: int) -> NoReturn:
+    """Have the host write while QEMU does: so there is less to sync in the end, and no guest waits for a full cache."""
+    while True:
+        await asyncio.sleep(_SYNC_S)
+        await asyncio.to_thread(os.fsync, fd)
 
 
 async def _take_back(monitor: QMPClient, above: Mapping[str, Layer]) -> None:
