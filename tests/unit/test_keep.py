@@ -22,12 +22,12 @@ from vmwrapper.errors import (
     TimeLimitExceeded,
     VmwrapperError,
 )
-from vmwrapper.hypervisor.memory import IMAGE, MemoryGuest, MemoryHypervisor, Power, Program
+from vmwrapper.hypervisor.memory import MemoryGuest, MemoryHypervisor, Power, Program
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.shell.client import Session
 from vmwrapper.wrapper import Episode, Options
 
-from .test_story import COPIES, Client, WantsAt, computes, copy, in_memory, listening, task
+from .episodes import COPIES, Client, WantsAt, check_left, computes, copy, in_memory, listening, make_slot, task
 
 KEPT = "The machine of program is kept"
 PATIENCE_S = 10.0
@@ -39,10 +39,7 @@ def slot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
     caplog.set_level(logging.INFO)
     slot = tmp_path / ("long" * 30)
     slot.mkdir()
-    (slot / "guest.memory").write_bytes(IMAGE)
-    (slot / "program").write_bytes(b"the program")
-    (slot / "in.dat").write_bytes(b"input")
-    return slot
+    return make_slot(slot)
 
 
 @pytest.fixture
@@ -54,7 +51,7 @@ def client(slot: Path) -> Client:
 async def keeping(
     client: Client, hypervisor: MemoryHypervisor, *tasks: str, phase: str = KEPT, boot_limit_s: float = 60.0
 ) -> AsyncIterator["asyncio.Task[None]"]:
-    """The episode of a job of these tasks, in the block from a phase on; it has ended after it, and nothing is left."""
+    """The episode of a job of these tasks, in the block from a phase on; it has ended after it."""
     job_file = client.slot / "job.xml"
     job_file.write_text("\n".join(["<job_desc>", *tasks, "</job_desc>"]))
     options = Options(boot_limit_s=boot_limit_s, keep=True)
@@ -70,7 +67,7 @@ async def keeping(
     finally:
         episode.cancel()
     assert all(machine.power is Power.OFF for machine in hypervisor.machines)
-    assert [path for path in client.slot.iterdir() if path.name.startswith((".vmwrapper", "boinc_"))] == []
+    check_left(client, episode.exception())
 
 
 async def shell(slot: Path, command: str) -> int:
