@@ -1,9 +1,11 @@
 """The record: written whole, read as a stranger's."""
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from vmwrapper.boinc.init_data import InitData
 from vmwrapper.checkpoint import (
+    Checkpoint,
+    Reached,
     Record,
     count_try,
     fingerprint,
@@ -21,12 +25,26 @@ from vmwrapper.checkpoint import (
 )
 from vmwrapper.errors import GivenUp, HostDiskFailed, MachineExited, NoUsableHypervisor
 from vmwrapper.folders import RECORD_FILE
+from vmwrapper.hypervisor.interface import Snapshot
 from vmwrapper.job.model import Task
 from vmwrapper.job.resolve import ResolvedTask
 from vmwrapper.outputs import arriving
 
 from .fuzzing import fuzzed
 
+NEWEST = Reached(
+    cpu_time_s=11.5,
+    elapsed_s=13.0,
+    fraction_of_task=0.25,
+    program_ran_s=3.5,
+    floating_point_operations=1e9,
+    integer_operations=0.0,
+    guest_cpu_time_s=2.0,
+)
+CHECKPOINTS = (
+    Checkpoint(reached=NEWEST, snapshot=Snapshot(8, '{"state_bytes": 5}')),
+    Checkpoint(reached=replace(NEWEST, fraction_of_task=None, cpu_time_s=8.0), snapshot=Snapshot(7, "☃\x00")),
+)
 RECORD = Record(
     job="abc",
     tasks_done=2,
@@ -36,6 +54,7 @@ RECORD = Record(
     integer_operations=1e12,
     failed_tries=3,
     failed_as="MachineExited",
+    checkpoints=CHECKPOINTS,
 )
 
 
@@ -57,7 +76,9 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
+        {"version": 3},
+        {"version": "2"},
         {"version": None},
         {"tasks_done": -1},
         {"tasks_done": 1.5},
@@ -69,16 +90,63 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         {"tasks_in_place": 0},
         {"tasks_in_place": 3},
         {"more": 1},
+        {"checkpoints": None},
+        {"checkpoints": {}},
+        {"checkpoints": [7]},
+        {"checkpoints": [{}]},
+        {"checkpoints": [[]]},
     ],
 )
-def test_what_makes_no_sense_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, change: object) -> None:
-    assert isinstance(change, dict)
-    (tmp_path / RECORD_FILE).write_text(json.dumps({"version": 1, **asdict(RECORD), **change}))
+def test_what_makes_no_sense_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, object]
+) -> None:
+    (tmp_path / RECORD_FILE).write_text(json.dumps(written() | change))
     assert read_record(tmp_path) is None
     assert "begins anew" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"version": 1}'])
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("reached", {"cpu_time_s": -1.0}),
+        ("reached", {"cpu_time_s": None}),
+        ("reached", {"elapsed_s": float("inf")}),
+        ("reached", {"program_ran_s": 3}),
+        ("reached", {"fraction_of_task": float("nan")}),
+        ("reached", {"fraction_of_task": "0.5"}),
+        ("reached", {"guest_cpu_time_s": True}),
+        ("reached", {"more": 1.0}),
+        ("snapshot", {"number": -1}),
+        ("snapshot", {"number": 1.0}),
+        ("snapshot", {"number": "1"}),
+        ("snapshot", {"description": None}),
+        ("snapshot", {"description": {}}),
+    ],
+)
+def test_a_checkpoint_that_makes_no_sense_is_not_used(tmp_path: Path, where: str, change: dict[str, object]) -> None:
+    record = written()
+    record["checkpoints"][1][where] |= change
+    (tmp_path / RECORD_FILE).write_text(json.dumps(record))
+    assert read_record(tmp_path) is None
+
+
+def written() -> dict[str, Any]:
+    """What is in the file of RECORD."""
+    record: dict[str, Any] = json.loads(json.dumps({"version": 2, **asdict(RECORD)}))
+    return record
+
+
+def test_the_record_is_only_that(tmp_path: Path) -> None:
+    write_record(tmp_path, RECORD)
+    assert json.loads((tmp_path / RECORD_FILE).read_bytes()) == written()
+
+
+def test_what_is_safe_is_as_of_the_newest_checkpoint() -> None:
+    assert RECORD.safe_cpu_time_s == 11.5
+    assert replace(RECORD, checkpoints=()).safe_cpu_time_s == 7.5
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"version": 2}'])
 def test_what_is_no_record_is_not_used(tmp_path: Path, content: bytes) -> None:
     (tmp_path / RECORD_FILE).write_bytes(content)
     assert read_record(tmp_path) is None
@@ -95,6 +163,35 @@ def test_any_content_is_a_record_or_none(tmp_path: Path, content: bytes) -> None
     (tmp_path / RECORD_FILE).write_bytes(content)
     record = read_record(tmp_path)
     assert record is None or record.tasks_done >= 0
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def parts(of: Any) -> Iterator[tuple[Any, Any]]:
+    """All that a record in JSON consists of: containers, each with the key or index of something in it."""
+    for key, value in of.items() if isinstance(of, dict) else enumerate(of):
+        yield of, key
+        if isinstance(value, dict | list):
+            yield from parts(value)
+
+
+@fuzzed
+@given(st.integers(0), ANYTHING)
+def test_any_change_is_read_as_it_is_or_not_used(tmp_path: Path, number: int, change: object) -> None:
+    record = written()
+    places = list(parts(record))
+    container, key = places[number % len(places)]
+    container[key] = change
+    (tmp_path / RECORD_FILE).write_text(json.dumps(record))
+    if found := read_record(tmp_path):
+        assert all(one.snapshot.number >= 0 and one.reached.elapsed_s >= 0 for one in found.checkpoints)
+        write_record(tmp_path, found)
+        assert read_record(tmp_path) == found
 
 
 def test_a_folder_that_takes_no_file(tmp_path: Path) -> None:
@@ -176,7 +273,7 @@ class TestLastRecord:
         tasks = self.tasks(tmp_path)
         (tmp_path / "two").unlink()
         record = last_record(tmp_path, "abc", tasks, client(tmp_path))
-        assert (record.tasks_done, record.tasks_in_place) == (1, 1)
+        assert (record.tasks_done, record.tasks_in_place, record.checkpoints) == (1, 1, ())
         assert "two is missing" in caplog.text
 
     def test_more_tasks_than_there_are_are_not_done(self, tmp_path: Path) -> None:
@@ -229,8 +326,7 @@ class TestTries:
         write_record(tmp_path, RECORD)
         count_try(tmp_path, MachineExited("killed"), ran_s=10)
         record = read_record(tmp_path)
-        assert record
-        assert (record.tasks_done, record.failed_tries) == (2, 4)
+        assert record == replace(RECORD, failed_tries=4)
 
     def test_a_full_disk_is_not_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         failure = HostDiskFailed("full")
