@@ -32,7 +32,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         super().__init__(self._clock)
 
     def time(self) -> float:
-        return self._clock.now_s
+        return round(self._clock.now_s, 6)  # or a second is never quite over
 
     def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> asyncio.Future[T]:
         done: asyncio.Future[T] = self.create_future()

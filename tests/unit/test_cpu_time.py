@@ -109,3 +109,37 @@ def test_elapsed_time_stands_still_with_the_guest() -> None:
         assert cpu_time.total_s() == pytest.approx(10)
 
     during(story)
+
+
+@pytest.mark.parametrize("basis", CpuTimeBasis)
+def test_a_checkpoint_of_an_earlier_episode_counts_on(basis: CpuTimeBasis) -> None:
+    async def story(cpu_time: CpuTime, clock: RunningClock, host: Host) -> None:
+        cpu_time.go_on(50, guest_s=20)
+        assert cpu_time.total_s() == 50
+        await asyncio.sleep(10)  # the machine goes back to the checkpoint
+        cpu_time.begin_task(lambda: host.machine_s, basis=basis, cpus=2)
+        cpu_time.go_on(50, guest_s=20)
+        assert cpu_time.guest_s == 20
+        await asyncio.sleep(10)
+        host.machine_s, host.own_s = 6.0, 1.0
+        cpu_time.guest_says(27)
+        assert cpu_time.total_s() == 50 + {"host": 7, "guest": 7, "elapsed": 10}[basis]
+        cpu_time.guest_says(1e9)
+        host.machine_s = 1e9
+        assert cpu_time.total_s() <= 50 + 10 + 2 * 10
+
+    during(story, before_s=5)
+
+
+def test_nothing_falls_where_only_an_older_checkpoint_can_be_used_or_none() -> None:
+    async def story(cpu_time: CpuTime, clock: RunningClock, host: Host) -> None:
+        cpu_time.go_on(50, guest_s=20)
+        cpu_time.begin_task(lambda: host.machine_s, basis=CpuTimeBasis.HOST, cpus=1)
+        for before_s in (30, 5):
+            cpu_time.go_on(before_s, guest_s=0)
+            await asyncio.sleep(100)
+            assert cpu_time.total_s() == 50
+        host.machine_s = 46
+        assert cpu_time.total_s() == 51
+
+    during(story, before_s=5)
