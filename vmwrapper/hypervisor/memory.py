@@ -8,6 +8,7 @@ again, on the files as they were: all that it knows must be in there.
 
 import asyncio
 import base64
+import hashlib
 import json
 import shlex
 import stat
@@ -184,15 +185,18 @@ class MemoryMachine:
         if len(state) > most_bytes:
             raise SnapshotFailed("the snapshot is too large")
         (self._directory / f"snapshot-{number}").write_text(state)
-        self.snapshots = [Snapshot(number, f"{len(state)} characters"), *self.snapshots]
+        self.snapshots = [Snapshot(number, _digest(state)), *self.snapshots]
 
     async def verify_snapshot(self, number: int) -> None:
         [snapshot] = [one for one in self.snapshots if one.number == number]
         self._read(snapshot)
 
     def _read(self, snapshot: Snapshot) -> str:
-        path = self._directory / f"snapshot-{snapshot.number}"
-        if not path.is_file() or snapshot.description != f"{len(state := path.read_text())} characters":
+        try:
+            state = (self._directory / f"snapshot-{snapshot.number}").read_text()
+        except (OSError, ValueError) as error:
+            raise SnapshotUnusable("the snapshot can't be read") from error
+        if snapshot.description != _digest(state):
             raise SnapshotUnusable("the snapshot is damaged")
         return state
 
@@ -413,6 +417,10 @@ class MemoryGuest:
         program = self.machine.hypervisor.programs.get(name)
         status = await program(self) if program and f"{datadir}/{name}" in self.files else _NOT_FOUND
         self.write(f"{LAUNCHER_HOME}/exit", f"status={status} user=0m0.25s system=0m0.50s\n".encode())
+
+
+def _digest(state: str) -> str:
+    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def _create(path: Path, content: bytes) -> None:
