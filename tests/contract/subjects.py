@@ -1,6 +1,5 @@
 """The hypervisors that the contract is tested with, each with what tests do to its machines behind its back."""
 
-import itertools
 import shlex
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Protocol
 import psutil
 
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
-from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineSpec
+from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineSpec, Snapshot
 from vmwrapper.hypervisor.memory import FOLDER, LINK, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
+from vmwrapper.hypervisor.qemu.saved import saved
 
 COUNTER = "counter"
 COUNTER_SCRIPT = """\
@@ -44,6 +44,9 @@ class Subject(Protocol):
     async def uptime_s(self, machine: Machine) -> float:
         """The guest's own clock."""
 
+    def files_of(self, snapshot: Snapshot) -> set[str]:
+        """The names of all files that a snapshot needs."""
+
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
         """End the hypervisor's process."""
 
@@ -73,7 +76,11 @@ class MemorySubject:
         _in_memory(machine).say(words)
 
     async def uptime_s(self, machine: Machine) -> float:
-        return machine.cpu_time_s()
+        memory = _in_memory(machine)
+        return memory.cpu_time_s() - memory.guest._boots
+
+    def files_of(self, snapshot: Snapshot) -> set[str]:
+        return {f"snapshot-{snapshot.number}"}
 
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
         _in_memory(machine).end(MachineExited("killed"))
@@ -110,6 +117,9 @@ class QemuSubject:
         result = await machine.guest.run(["cat", "/proc/uptime"], limit_s=_LIMIT_S)
         return float(result.stdout.split()[0])
 
+    def files_of(self, snapshot: Snapshot) -> set[str]:
+        return saved(snapshot).files
+
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
         [process] = [child for child in psutil.Process().children() if str(spec.identity) in " ".join(child.cmdline())]
         process.kill()
@@ -129,10 +139,10 @@ def host_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:
 
 
 async def _count(guest: MemoryGuest) -> int:
-    for number in itertools.count(1):
-        guest.write("/tmp/count", str(number).encode())
+    while True:
+        counted = guest.files.get("/tmp/count")
+        guest.write("/tmp/count", str(1 + (int(counted.content) if counted else 0)).encode())
         await guest.compute(0.01)
-    raise AssertionError  # there is always one more
 
 
 def _in_memory(machine: Machine) -> MemoryMachine:
