@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import threading
 import time
@@ -14,7 +16,7 @@ import pytest
 from vmwrapper import process
 from vmwrapper.errors import ProcessFailed, TemporaryFailure
 from vmwrapper.hypervisor.qemu import firmware
-from vmwrapper.hypervisor.qemu.accelerator import PROBE_LIMIT_S, Accelerator, Host, Verdict, best, probe
+from vmwrapper.hypervisor.qemu.accelerator import PROBE_LIMIT_S, Accelerator, Host, Verdict, best, host_processor, probe
 
 DONE = process.Completed(firmware.DONE_STATUS, b"", b"")
 ABORTED = process.Completed(-6, b"", b"warning: a\nqemu: Assertion failed.\n")
@@ -271,3 +273,35 @@ async def test_emulation_is_left_on_an_unknown_system(binary: Path, device: Path
     qemu = FakeQemu()
     assert await best(binary, cache=None, host=a_host(qemu, device, system="Plan9")) == (Accelerator.TCG, [])
     assert not qemu.commands
+
+
+class TestHostProcessor:
+    CPUINFO = """\
+processor\t: 0
+model name\t: Some CPU @ 2.00GHz
+flags\t\t: fpu vme sse2
+
+processor\t: 1
+model name\t: Some CPU @ 2.00GHz
+flags\t\t: fpu vme sse2
+"""
+
+    def said(self, tmp_path: Path, cpuinfo: str) -> str:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+        return host_processor(tmp_path / "cpuinfo")
+
+    def test_it_is_named(self, tmp_path: Path) -> None:
+        name = self.said(tmp_path, self.CPUINFO)
+        assert re.fullmatch(r"Some CPU @ 2\.00GHz \([0-9a-f]{8}\)", name)
+        assert self.said(tmp_path, self.CPUINFO.replace("processor\t: 1", "processor\t: 7")) == name
+
+    @pytest.mark.parametrize(("old", "new"), [("Some", "Another"), ("sse2", "sse2 avx"), ("sse2", "")])
+    def test_it_is_another_one_where_a_guest_would_notice(self, tmp_path: Path, old: str, new: str) -> None:
+        assert self.said(tmp_path, self.CPUINFO.replace(old, new)) != self.said(tmp_path, self.CPUINFO)
+
+    @pytest.mark.parametrize("cpuinfo", ["", "\n", "nothing of the kind", ": \n", "model name\t: \x00\n"])
+    def test_whatever_there_is_makes_a_line(self, tmp_path: Path, cpuinfo: str) -> None:
+        assert "\n" not in self.said(tmp_path, cpuinfo)
+
+    def test_another_system_says_it_otherwise(self, tmp_path: Path) -> None:
+        assert host_processor(tmp_path / "none") == platform.processor()

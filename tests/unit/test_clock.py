@@ -76,6 +76,37 @@ def test_a_limit_that_is_not_reached_does_nothing(spans: list[tuple[bool, int]])
     simulated_time.run(story())
 
 
+@given(SPANS, st.integers(0, 100))
+def test_who_sleeps_wakes_up_after_so_much_running_time(spans: list[tuple[bool, int]], seconds: int) -> None:
+    async def story() -> float:
+        clock = RunningClock()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(live(clock, [*spans, (True, 1000)]))
+            await clock.sleep(seconds)
+            return clock.elapsed_s
+
+    assert simulated_time.run(story()) == pytest.approx(seconds)
+
+
+def test_a_sleep_can_be_cancelled_and_ends_by_no_other_limit_than_its_own() -> None:
+    async def story() -> float:
+        clock = RunningClock()
+        sleeping = asyncio.create_task(clock.sleep(100))
+        await asyncio.sleep(3)
+        sleeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+        with pytest.raises(TimeoutError):
+            async with clock.timeout(4):
+                await clock.sleep(100)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await clock.sleep(100)
+        return clock.elapsed_s
+
+    assert simulated_time.run(story()) == 12
+
+
 def test_a_limit_within_a_limit() -> None:
     async def story() -> list[float]:
         clock = RunningClock()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from vmwrapper.boinc.api import Operations
 from vmwrapper.boinc.init_data import HostInfo, InitData
-from vmwrapper.checkpoint import Record
+from vmwrapper.checkpoint import Checkpoint, Reached, Record
 from vmwrapper.clock import RunningClock
+from vmwrapper.hypervisor.interface import Snapshot
 from vmwrapper.job.model import CpuTimeBasis
 from vmwrapper.progress import Progress, credit_message, estimated_fraction, expected_s
 
@@ -139,6 +141,115 @@ def test_operations_add_up_and_never_fall() -> None:
         assert progress.status().operations == Operations(floating_point=4, integer=12)
 
     during(story, [1, 1])
+
+
+REACHED = Reached(
+    cpu_time_s=40.0,
+    elapsed_s=50.0,
+    fraction_of_task=0.5,
+    program_ran_s=30.0,
+    floating_point_operations=3e9,
+    integer_operations=4e6,
+    guest_cpu_time_s=20.0,
+)
+SAFE = Record(
+    job="j",
+    tasks_done=1,
+    tasks_in_place=1,
+    cpu_time_s=7.0,
+    elapsed_s=11.0,
+    floating_point_operations=2e9,
+    failed_tries=3,
+    failed_as="MachineExited",
+    checkpoints=(
+        Checkpoint(reached=REACHED, snapshot=Snapshot(2, "newest")),
+        Checkpoint(reached=replace(REACHED, cpu_time_s=25.0, elapsed_s=35.0), snapshot=Snapshot(1, "older")),
+    ),
+)
+
+
+def test_it_goes_on_from_the_newest_checkpoint() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        assert progress.checkpoints == SAFE.checkpoints
+        status = progress.status()
+        assert (status.fraction_done, status.cpu_time_s, status.checkpoint_cpu_time_s) == (0.75, 40, 40)
+        assert status.operations == Operations(floating_point=5e9, integer=4e6)
+        await asyncio.sleep(9)  # the machine goes back
+        progress.go_on(REACHED)
+        assert progress.reached() == replace(REACHED, cpu_time_s=pytest.approx(40, abs=0.01))
+        await asyncio.sleep(10)
+        assert (progress.elapsed_s, progress.program_ran_s) == (60, 40)
+
+    during(story, [1, 1], SAFE)
+
+
+def test_an_estimate_goes_on_from_a_checkpoint() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.go_on(replace(REACHED, fraction_of_task=None, program_ran_s=200.0))
+        assert progress.status().fraction_done == pytest.approx(0.2)
+        await asyncio.sleep(100)
+        assert progress.status().fraction_done == pytest.approx(0.3)
+        assert progress.reached().fraction_of_task is None
+
+    during(story)
+
+
+def test_from_an_older_checkpoint_nothing_falls() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        before = progress.status()
+        progress.go_on(replace(REACHED, fraction_of_task=0.25, cpu_time_s=25.0, elapsed_s=35.0, program_ran_s=15.0))
+        status = progress.status()
+        assert (status.fraction_done, status.cpu_time_s) == (before.fraction_done, before.cpu_time_s)
+        assert (progress.elapsed_s, progress.program_ran_s) == (35, 15)
+
+    during(story, [1, 1], SAFE)
+
+
+def test_a_task_that_begins_anew_goes_on_behind_the_last_one_that_is_done() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.status()
+        await asyncio.sleep(5)
+        progress.begin_anew()
+        assert list(progress.checkpoints) == []
+        assert progress.elapsed_s == 11
+        assert progress.status().operations == Operations(floating_point=2e9, integer=0)
+        assert progress.status().fraction_done == 0.75  # as it was told
+        progress.begin_task(estimated=False)
+        await asyncio.sleep(5)
+        assert (progress.elapsed_s, progress.program_ran_s) == (16, 5)
+        progress.end_task()
+        assert progress.record().checkpoints == ()
+        assert progress.record().elapsed_s == 16
+
+    during(story, [1, 1], SAFE)
+
+
+def test_a_checkpoint_is_told_when_it_is_on_the_disk() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        checkpoint = Checkpoint(reached=replace(REACHED, cpu_time_s=44.0), snapshot=Snapshot(3, ""))
+        record = progress.record_of([checkpoint, SAFE.checkpoints[0]])
+        assert record == replace(
+            SAFE, checkpoints=(checkpoint, SAFE.checkpoints[0]), failed_tries=0, failed_as=""
+        )  # since it got further
+        assert progress.status().checkpoint_cpu_time_s == 40
+        progress.checkpointed(record)
+        assert progress.status().checkpoint_cpu_time_s == 44
+        assert list(progress.checkpoints) == [checkpoint, SAFE.checkpoints[0]]
+        assert progress.reached().cpu_time_s > 44  # or the client sees no new one
+
+    during(story, [1, 1], SAFE)
+
+
+def test_the_end_of_a_task_forgets_its_checkpoints() -> None:
+    async def story(progress: Progress, clock: RunningClock) -> None:
+        progress.cpu_time.end_task()
+        progress.end_task()
+        record = progress.record()
+        assert (record.tasks_done, record.checkpoints, record.elapsed_s) == (2, (), 50)
+        assert record.cpu_time_s > 40
+        assert record.operations == Operations(floating_point=5e9, integer=4e6)
+
+    during(story, [1, 1], SAFE)
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(1e-3, 1e9))

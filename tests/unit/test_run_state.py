@@ -83,6 +83,68 @@ async def check(steps: Sequence[Step]) -> None:
     driving.cancel()
 
 
+@given(STEPS, st.floats(0, 20))
+def test_a_reason_that_is_held_for_a_block_is_one_among_others(steps: Sequence[Step], block_s: float) -> None:
+    steps = [step for step in steps if step.reason is not Reason.CHECKPOINT]
+
+    async def story() -> None:
+        clock = RunningClock()
+        state = RunState(clock)
+        machine = SlowMachine()
+        driving = drive(state, machine)
+        with state.held(Reason.CHECKPOINT):
+            for step in steps:
+                (state.hold if step.hold else state.release)(step.reason)
+                await asyncio.sleep(step.wait_s)
+            await asyncio.sleep(block_s)
+            assert clock.elapsed_s == 0
+            assert Reason.CHECKPOINT in state.reasons
+        assert Reason.CHECKPOINT not in state.reasons
+        await asyncio.sleep(3 * VERB_S)
+        assert machine.running is not bool(state.reasons)
+        driving.cancel()
+
+    simulated_time.run(story())
+
+
+def test_a_block_that_fails_holds_no_longer() -> None:
+    async def story() -> None:
+        state = RunState(RunningClock())
+        with pytest.raises(KeyError), state.held(Reason.CHECKPOINT):
+            raise KeyError
+        assert state.reasons == frozenset()
+        await asyncio.sleep(1)
+        assert state.clock.elapsed_s == 1
+
+    simulated_time.run(story())
+
+
+@pytest.mark.parametrize(("running", "verbs"), [(True, []), (False, ["resume"])])
+def test_a_machine_that_stands_still_at_first_is_resumed(running: bool, verbs: list[str]) -> None:  # noqa: FBT001
+    async def story() -> None:
+        state = RunState(RunningClock())
+        machine = SlowMachine(running=running)
+        driving = asyncio.create_task(state.drive(machine, running=running))  # type: ignore[arg-type]
+        await asyncio.sleep(10)
+        assert machine.verbs == verbs
+        driving.cancel()
+
+    simulated_time.run(story())
+
+
+def test_one_that_stands_still_at_first_stays_so_while_a_reason_holds() -> None:
+    async def story() -> None:
+        state = RunState(RunningClock())
+        state.hold(Reason.SUSPENDED)
+        machine = SlowMachine(running=False)
+        driving = asyncio.create_task(state.drive(machine, running=False))  # type: ignore[arg-type]
+        await asyncio.sleep(10)
+        assert machine.verbs == []
+        driving.cancel()
+
+    simulated_time.run(story())
+
+
 def test_whoever_may_run_only_waits_while_a_reason_holds() -> None:
     async def story() -> None:
         state = RunState(RunningClock())
