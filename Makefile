@@ -1,6 +1,6 @@
 # Everything a newcomer or CI needs; `make help` says what.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fuzz check bench clean qemu image test-tools
+.PHONY: help setup run test torture fuzz check bench clean qemu image test-tools
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,10 @@ run: setup  ## run examples/job.xml in a virtual machine
 
 test: setup test-tools $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
 	$(BIN)/pytest --numprocesses=$(TESTS_AT_ONCE) --dist=worksteal $(addprefix --require=,$(REQUIRE))
+
+torture: setup $(BIN)/.ready-test  ## kill jobs at every moment: ROUNDS=200, CHECKPOINTS=2000 in a row; SEED=... again
+	@mkdir -p build
+	$(BIN)/python -m tests.torture --rounds $(or $(ROUNDS),200) $(addprefix --seed=,$(SEED)) --json build/torture.json
 
 fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -m fuzz
