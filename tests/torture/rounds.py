@@ -32,7 +32,7 @@ from . import program
 from .harms import Harm, Plan, Way
 
 ROOT = Path(__file__).parents[2]
-_EPISODE_LIMIT_S = 180.0
+_EPISODE_LIMIT_S = 400.0
 _END_LIMIT_S = 75.0
 _LOOK_S = 0.02
 _SMALL_DISK_MIB = 900
