@@ -61,6 +61,12 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
     console.print(table)
 
 
+def _tell(outcome: Outcome, console: Console) -> None:
+    how = f"LOSS: {outcome.loss}: see {outcome.place}" if outcome.loss else "good"
+    done = "; ".join(f"{harm} [{where}]" for harm, where in outcome.hits) or "no harm done"
+    console.print(f"{outcome.plan.seed}: {how}, {outcome.lasted_s:.0f} s: {done}", markup=False, soft_wrap=True)
+
+
 def _told(outcome: Outcome) -> dict[str, object]:
     return {
         "seed": outcome.plan.seed,
@@ -94,13 +100,15 @@ def main() -> int:
         drawn = [drawn[number] for number in chosen.only]
     outcomes = []
     with ThreadPoolExecutor(chosen.at_once) as pool:
-        for outcome in pool.map(run_round, drawn):
-            outcomes.append(outcome)
-            how = f"LOSS: {outcome.loss}: see {outcome.place}" if outcome.loss else "good"
-            done = "; ".join(f"{harm} [{where}]" for harm, where in outcome.hits) or "no harm done"
-            console.print(f"{outcome.plan.seed}: {how}, {outcome.lasted_s:.0f} s: {done}", markup=False)
-            chosen.json.parent.mkdir(parents=True, exist_ok=True)
-            chosen.json.write_text(json.dumps({"seed": seed, "rounds": [_told(each) for each in outcomes]}, indent=1))
+        try:
+            for outcome in pool.map(run_round, drawn):
+                outcomes.append(outcome)
+                _tell(outcome, console)
+                told = {"seed": seed, "rounds": [_told(each) for each in outcomes]}
+                chosen.json.write_text(json.dumps(told, indent=1) + "\n")
+        except KeyboardInterrupt:
+            console.print("stopping after the rounds that are going on")
+            pool.shutdown(wait=True, cancel_futures=True)
     show(outcomes, console)
     if never := sorted(
         {h.point for o in outcomes for h in o.missed if h.way.at_point} - {h.point for o in outcomes for h, _ in o.hits}
