@@ -24,6 +24,7 @@ test: setup test-tools $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails wher
 torture: setup $(BIN)/.ready-test  ## kill jobs at every moment: ROUNDS=200, CHECKPOINTS=2000 in a row; SEED=... again
 	@mkdir -p build
 	$(BIN)/python -m tests.torture --rounds $(or $(ROUNDS),200) $(addprefix --seed=,$(SEED)) --json build/torture.json
+	$(BIN)/python -m tests.torture.long_run --checkpoints $(or $(CHECKPOINTS),2000) --json build/long-run.json
 
 fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -m fuzz
