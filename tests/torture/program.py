@@ -2,8 +2,9 @@
 
 It keeps what it has done three times: in its shell's variables, in files in memory, and on the scratch disk. At each
 step all three must agree; now and then also byte for byte, with what the guest's kernel remembered of the disk
-forgotten before, so that it is really read. A ring of blocks is written in place, over and over: there a disk that is
-newer than the memory shows, where a file that only grows would hide it behind its end.
+forgotten before, so that it is really read. A ring of blocks is written in place and synced at each step: there a disk
+that is older or newer than the memory shows, where a file that only grows could hide it behind its end, and what is not
+synced in the memory.
 
 All that it writes follows from its input, so that the host knows what must come out.
 """
@@ -52,7 +53,7 @@ while [ $step -lt $steps ]; do
     yes "$step $sum" | head -c {CHUNK_BYTES} >chunk
     tee -a grown <chunk >>$memory/grown || exit 4
     for ring in ring $memory/ring; do
-        dd if=chunk of=$ring bs={_BLOCK_BYTES} count=1 seek=$((step % {_RING_BLOCKS})) conv=notrunc || exit 4
+        dd if=chunk of=$ring bs={_BLOCK_BYTES} count=1 seek=$((step % {_RING_BLOCKS})) conv=notrunc,fsync || exit 4
     done 2>$memory/said
     sum_of chunk
     step=$((step + 1))
