@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vmwrapper.hypervisor.interface import Machine
-
 from tests.torture.harms import Plan, Way, plan
 from tests.torture.long_run import long_run
 from tests.torture.rounds import run_round
+from vmwrapper.hypervisor.interface import Machine
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("default_image")]
 

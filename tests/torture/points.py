@@ -238,3 +238,5 @@ _POINTS = (
 POINTS = {point.name: point for point in _POINTS}
 FULL_STATE = "full-state"
 """The point at which not the call fails, but what it writes to."""
+STATE_BACK = "error-state-back"
+"""That at which the newest checkpoint may become unusable."""

@@ -30,6 +30,7 @@ from vmwrapper.twin.slot import SLOT_FOLDER
 
 from . import program
 from .harms import Harm, Plan, Way
+from .points import STATE_BACK
 
 ROOT = Path(__file__).parents[2]
 _EPISODE_LIMIT_S = 400.0
@@ -224,6 +225,7 @@ class _Round:
         self._is_first = True
         self._floors: dict[int, int] = {}
         self._is_over = False
+        self._may_go_back = False
 
     def run(self) -> None:
         program.write_job(self._folder, seed=self._plan.number, steps=self._plan.steps)
@@ -311,6 +313,7 @@ class _Round:
 
     def _judge(self, episode: _Episode) -> None:
         log = episode.log
+        self._may_go_back = episode.harm is not None and episode.harm.point == STATE_BACK and episode.mark.exists()
         if said := [text for text in _NEVER if text in log]:
             raise Loss(f"{episode.log_file.name} has {said[0]!r}")
         self._judge_end(episode, log)
@@ -342,7 +345,7 @@ class _Round:
         if int(tasks[0]) != record.tasks_done + 1:
             raise Loss(f"it began with task {tasks[0]}, and {record.tasks_done} had been done")
         for text in ("The task begins anew", "The job begins anew", "can't be used"):
-            if text in log:
+            if text in log and not self._may_go_back:
                 raise Loss(f"a good checkpoint was not used: {text!r}")
         starts = re.findall(r"as it was at checkpoint (\d+)|(Running) the program", log)
         if not starts:
@@ -356,11 +359,15 @@ class _Round:
 
     def _judge_going_on(self, newest: int, start: tuple[str, str], log: str) -> None:
         number, is_anew = start
-        if is_anew:
+        if number and int(number) == newest:
+            self._outcome.went_on["from the newest checkpoint"] += 1
+        elif self._may_go_back:
+            self._outcome.went_on["anew, as none could be read" if is_anew else "from an older checkpoint"] += 1
+            return
+        elif is_anew:
             raise Loss("the program was started anew, and there were checkpoints")
-        if int(number) != newest:
+        else:
             raise Loss(f"it went on from checkpoint {number}, and {newest} was the newest")
-        self._outcome.went_on["from the newest checkpoint"] += 1
         floor = self._floors.get(newest, 0)
         step = re.search(r"goes on at step (\d+)", log)
         if step and int(step[1]) < floor:
@@ -378,7 +385,7 @@ class _Round:
         if record is None and (self._slot / RECORD_FILE).exists():
             raise Loss("the record makes no sense")
         # By hand it is removed when the job is done, and begun with when that is done once more.
-        may_go = not self._plan.way.needs_client and (self._folder / "short.txt").exists()
+        may_go = self._may_go_back or (not self._plan.way.needs_client and (self._folder / "short.txt").exists())
         if before and not may_go and (record is None or _position(record) < _position(before)):
             raise Loss(f"the record went back from {_position(before)} to {_position(record) if record else 'nothing'}")
         if record:
