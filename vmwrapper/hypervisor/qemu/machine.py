@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
@@ -209,7 +210,7 @@ class QemuMachine:
             process = self._on.child
             with self._clock.followed_by(stop=process.stop, go=process.go):
                 async with beside(_watch_process(process)), asyncio.TaskGroup() as both:
-                    digest = both.create_task(digest_of(path))
+                    digest = both.create_task(_digest_of_saved(path))
                     await migration.load(self._on.monitor, state.fileno())
             if digest.result() != saved.state_digest:
                 raise SnapshotUnusable(f"its file {saved.state_file} is damaged")
@@ -239,6 +240,13 @@ class QemuMachine:
 
     def working_set_bytes(self) -> int:
         return self._running.child.working_set_bytes() if self._running else 0
+
+
+async def _digest_of_saved(state: Path) -> str:
+    try:
+        return await digest_of(state)
+    except OSError as error:
+        raise SnapshotUnusable(f"its file {state.name} can't be read: {error.strerror}") from error
 
 
 async def _verified(bundle: Bundle) -> None:
