@@ -2,7 +2,7 @@
 
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from .points import FULL_STATE, POINTS, Kind
@@ -94,6 +94,11 @@ class Harm:
     suspend_s: float = 0.0
     """How long the client suspends the job, soon after its program runs; 0 for not at all."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is done only where a checkpoint is gone on from."""
+        return self.point in POINTS and POINTS[self.point].going_on
+
     def __str__(self) -> str:
         if self.point != "none":
             return f"{self.kind.value} at {self.point}, call {self.nth}"
@@ -109,7 +114,9 @@ class Plan:
     way: Way
     steps: int
     """Of the tortured program: some 20 a second."""
-    harms: tuple[Harm, ...] = field(default=())
+    harms: tuple[Harm, ...]
+    main: int = 0
+    """Which of them the round is about."""
 
     @property
     def number(self) -> int:
@@ -129,7 +136,12 @@ def plan(seed: str, way: Way, *, steps: int, point: str | None = None, most_harm
     while len(ways) < most_harms and chance.random() < 0.5:
         ways.append(way if way.needs_root else chance.choice(_NEXT[way.needs_client]))
     harms = [_harm(chance, each, steps, point if number == 0 else None) for number, each in enumerate(ways)]
-    return Plan(seed=seed, way=way, steps=steps, harms=tuple(harms))
+    main = 0
+    if harms[0].goes_on:
+        main = 1
+        kill = Way.CLIENT_POINT if way.needs_client else Way.POINT_WRAPPER
+        harms.insert(0, Harm(way=kill, point="kept", nth=chance.randint(1, 3)))
+    return Plan(seed=seed, way=way, steps=steps, harms=tuple(harms), main=main)
 
 
 def points_for(way: Way) -> list[str]:

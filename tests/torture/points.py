@@ -59,6 +59,8 @@ class Point:
     """MODULE:NAME of the function, as its callers look it up."""
     kinds: tuple[Kind, ...] = KILLS
     most: int = 4
+    going_on: bool = False
+    """It is come to only by an episode that goes on from a checkpoint."""
     files: str = ""
     """A regular expression for the name of the file that is the first argument; other calls don't count."""
 
@@ -145,19 +147,31 @@ _POINTS = (
     # Going on from one.
     _before("sweep", f"{_QEMU}.snapshots:Snapshots.sweep", "what an earlier episode left is about to be swept", most=2),
     _before(
-        "reopen", f"{_QEMU}.snapshots:Snapshots.reopen", "the machine is about to be reverted", most=1, kinds=_NO_QEMU
+        "reopen",
+        f"{_QEMU}.snapshots:Snapshots.reopen",
+        "the machine is about to be reverted",
+        most=1,
+        going_on=True,
+        kinds=_NO_QEMU,
     ),
     _after(
         "reopened",
         f"{_QEMU}.snapshots:Snapshots.reopen",
         "the disks are as they were, with a new layer",
         most=1,
+        going_on=True,
         kinds=_NO_QEMU,
     ),
-    _before("load", f"{_QEMU}.migration:load", "QEMU waits for the state", most=1),
-    _after("loaded", f"{_QEMU}.migration:load", "QEMU has the state, its digest may not be known yet", most=1),
-    _before("reattach", "vmwrapper.task_run:TaskRun._reattach", "the guest is about to go on", most=1),
-    _after("reattached", "vmwrapper.task_run:TaskRun._reattach", "the program goes on", most=1),
+    _before("load", f"{_QEMU}.migration:load", "QEMU waits for the state", most=1, going_on=True),
+    _after(
+        "loaded",
+        f"{_QEMU}.migration:load",
+        "QEMU has the state, its digest may not be known yet",
+        most=1,
+        going_on=True,
+    ),
+    _before("reattach", "vmwrapper.task_run:TaskRun._reattach", "the guest is about to go on", most=1, going_on=True),
+    _after("reattached", "vmwrapper.task_run:TaskRun._reattach", "the program goes on", most=1, going_on=True),
     # A task from its beginning to its end.
     _before("folder", "vmwrapper.wrapper:_make_folder", "there is no folder for the machine", most=2, kinds=_NO_QEMU),
     _before("prepare", "vmwrapper.guest.launcher:Launcher.prepare", "the guest has booted", most=2),
@@ -195,6 +209,14 @@ _POINTS = (
         kinds=_ERRORS,
     ),
     _before("error-state-back", f"{_QEMU}.snapshots:digest", "a state can't be read back", most=8, kinds=(Kind.EIO,)),
+    _before(
+        "error-state-load",
+        f"{_QEMU}.snapshots:digest",
+        "the newest state can't be read",
+        most=1,
+        going_on=True,
+        kinds=(Kind.EIO,),
+    ),
     _before("error-record-fsync", "vmwrapper.durable:os.fsync", "the record can't be synced", most=8, kinds=_ERRORS),
     _before(
         "error-record-rename",
@@ -238,5 +260,5 @@ _POINTS = (
 POINTS = {point.name: point for point in _POINTS}
 FULL_STATE = "full-state"
 """The point at which not the call fails, but what it writes to."""
-STATE_BACK = "error-state-back"
-"""That at which the newest checkpoint may become unusable."""
+STATES_BACK = {"error-state-back", "error-state-load"}
+"""Those at which the newest checkpoint may become unusable."""

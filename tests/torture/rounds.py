@@ -30,7 +30,7 @@ from vmwrapper.twin.slot import SLOT_FOLDER
 
 from . import program
 from .harms import Harm, Plan, Way
-from .points import STATE_BACK
+from .points import STATES_BACK
 
 ROOT = Path(__file__).parents[2]
 _EPISODE_LIMIT_S = 400.0
@@ -84,7 +84,7 @@ class Outcome:
     @property
     def counts(self) -> bool:
         """Whether the harm that the round is of was done."""
-        return any(harm.way is self.plan.way for harm, _ in self.hits)
+        return any(harm is self.plan.harms[self.plan.main] for harm, _ in self.hits)
 
 
 def run_round(plan: Plan, *, keep_losses: bool = True) -> Outcome:
@@ -313,7 +313,7 @@ class _Round:
 
     def _judge(self, episode: _Episode) -> None:
         log = episode.log
-        self._may_go_back = episode.harm is not None and episode.harm.point == STATE_BACK and episode.mark.exists()
+        self._may_go_back = episode.harm is not None and episode.harm.point in STATES_BACK and episode.mark.exists()
         if said := [text for text in _NEVER if text in log]:
             raise Loss(f"{episode.log_file.name} has {said[0]!r}")
         self._judge_end(episode, log)
