@@ -136,7 +136,7 @@ def last_record(slot: Path, job: str, tasks: Sequence[ResolvedTask], client: Ini
     record = read_record(slot)
     if record and record.job == job:
         return _gone_on(slot, record, tasks)
-    if record and record.tasks_done:
+    if record and (record.tasks_done or record.checkpoints):
         log.warning("The job begins anew: its files are not those of the earlier episode")
     return Record(
         job=job,

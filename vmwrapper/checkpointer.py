@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi
-from vmwrapper.checkpoint import Checkpoint, write_record
+from vmwrapper.checkpoint import Checkpoint, Record, write_record
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import MIB, Machine
 from vmwrapper.job.model import Task
-from vmwrapper.limits import disk_use_bytes
+from vmwrapper.limits import FULL_DISK, disk_use_bytes
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.turns import turn
@@ -24,10 +25,9 @@ log = logging.getLogger(__name__)
 
 MOST_OF_RUNNING_TIME = 0.02
 """What checkpoints may take; more expensive ones are taken more seldom."""
-LAST_LIMIT_S = 30.0
-"""For the one at the end of an episode, of the client's 60 s."""
+LAST_LIMIT_S = 25.0
+"""For the one at the end of an episode: the next one waits 35 s for our end, the client 60."""
 _GENERATIONS = 2
-_DEVICES_BYTES = 32 * MIB
 _FREE_BYTES = 64 * MIB
 """Left to others."""
 
@@ -35,9 +35,9 @@ _FREE_BYTES = 64 * MIB
 def enough_bytes(task: Task) -> int:
     """What a task and its checkpoints may take of the disk, without its outputs and what is written to its image.
 
-    While a snapshot is taken there are two others, and what the guest writes to its disk is above what it wrote before.
+    While a snapshot is taken there are two others, and what the guest writes to its disk may be in three layers.
     """
-    return (_GENERATIONS + 1) * (task.memory_mib * MIB + _DEVICES_BYTES) + 2 * task.scratch_mib * MIB
+    return (_GENERATIONS + 1) * (task.memory_mib + task.scratch_mib) * MIB
 
 
 class Checkpointer:
@@ -68,7 +68,8 @@ class Checkpointer:
         self._cost_s = 0.0
         self._complained = False
         self._stood_s = 0.0
-        self._reached = progress.reached()
+        self._reached_last = progress.reached()
+        self._reached = {one.snapshot.number: one.reached for one in progress.checkpoints}
 
     async def take_when_due(self) -> NoReturn:
         """Take them while the program runs, beside which this is to be awaited."""
@@ -79,7 +80,7 @@ class Checkpointer:
             while True:
                 if self._task.snapshots:
                     async with self._one_at_a_time:
-                        await self._take_or_complain()
+                        await self._take_or_complain(is_last=False)
                 await self._run_state.clock.sleep(self._interval_s())
         finally:
             self._program_runs = False
@@ -93,37 +94,48 @@ class Checkpointer:
 
     async def take_last(self) -> None:
         """Take one since the episode ends, if a program runs and it doesn't take long. The guest stands from now on."""
-        if not self._program_runs:
+        if not self._program_runs or self._is_safe():
             return
         taken = self._taken
         self._run_state.hold(Reason.LEAVING)
         try:
             async with asyncio.timeout(LAST_LIMIT_S), self._one_at_a_time:
                 if self._taken == taken:
-                    await self._take_or_complain()
+                    await self._take_or_complain(is_last=True)
         except TimeoutError:
             log.warning("No checkpoint: it was not done within %.0f s", LAST_LIMIT_S)
 
-    async def _take_or_complain(self) -> None:
+    def _is_safe(self) -> bool:
+        """Whether the guest has not run since the last one."""
+        newest = self._progress.checkpoints[:1]
+        return bool(newest) and newest[0].reached.elapsed_s >= self._progress.elapsed_s
+
+    async def _take_or_complain(self, *, is_last: bool) -> None:
         """Say what is in the way of it, but only the first time in a row."""
         try:
-            await self._take()
+            await self._take(is_last=is_last)
             self._complained = False
         except (SnapshotFailed, HostDiskFailed) as error:
             if not self._complained:
                 self._complained = True
                 log.warning("No checkpoint: %s", error)
 
-    async def _take(self) -> None:
+    async def _take(self, *, is_last: bool) -> None:
         async with turn(self._api.project_dir or self._api.slot):
+            if not is_last:
+                await self._run_state.may_run()  # our turn may have come while the job was suspended
+            if len(self._machine.snapshots) > _GENERATIONS:  # the record could not be written
+                await self.count(self._checkpoints()[:_GENERATIONS])
             began_s = asyncio.get_running_loop().time()
             self._stood_s = 0.0
             try:
                 most_bytes = await self._room_bytes()
                 await self._machine.take_snapshot(self._standing, most_bytes=most_bytes)
+                self._reached[self._machine.snapshots[0].number] = self._reached_last
                 newest, *older = self._checkpoints()
                 await self.count([newest, *older][:_GENERATIONS])
-                await self._verify(newest, older)
+                if not is_last:
+                    await self._verify(newest, older)
             finally:
                 self._cost_s = asyncio.get_running_loop().time() - began_s
         self._taken += 1
@@ -134,25 +146,36 @@ class Checkpointer:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         with self._run_state.held(Reason.CHECKPOINT):
-            self._reached = self._progress.reached()
+            self._reached_last = self._progress.reached()
             yield
         self._stood_s += loop.time() - began_s
 
     def _checkpoints(self) -> list[Checkpoint]:
         """Of all snapshots that there are, newest first."""
-        known = {one.snapshot.number: one.reached for one in self._progress.checkpoints}
         return [
-            Checkpoint(reached=known.get(snapshot.number, self._reached), snapshot=snapshot)
+            Checkpoint(reached=self._reached[snapshot.number], snapshot=snapshot)
             for snapshot in self._machine.snapshots
+            if snapshot.number in self._reached
         ]
 
     async def count(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Let these be what the next episode goes on from, and then delete all others."""
-        record = self._progress.record_of(checkpoints)
-        await to_thread_and_back(write_record, self._api.slot, record)
-        self._progress.checkpointed(record)
+        await to_thread_and_back(self._write, self._progress.record_of(checkpoints))
         self._api.report(self._progress.status())
         await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
+
+    def _write(self, record: Record) -> None:
+        write_record(self._api.slot, record)
+        self._progress.checkpointed(record)  # also where somebody cancels us just now
+
+    async def drop_oldest(self) -> bool:
+        """Make room on the disk by having one checkpoint less; whether there was one."""
+        async with self._one_at_a_time:
+            checkpoints = self._checkpoints()
+            if checkpoints:
+                log.warning("A checkpoint is deleted: the job's files have hardly any room left by rsc_disk_bound")
+                await self.count(checkpoints[:-1])
+            return bool(checkpoints)
 
     async def _verify(self, newest: Checkpoint, older: Sequence[Checkpoint]) -> None:
         try:
@@ -172,20 +195,21 @@ class Checkpointer:
         return room_bytes
 
     def _look_for_room(self) -> tuple[int, str]:
-        disks_bytes = self._machine.disks_bytes()  # the guest may write all that again, above what is frozen
-        needed_bytes = self._task.memory_mib * MIB + _DEVICES_BYTES + disks_bytes
+        room = self._machine.room_for_snapshot()
+        needed_bytes = room.state_bytes + room.disks_bytes
         free_bytes = shutil.disk_usage(self._api.slot).free - _FREE_BYTES
         if needed_bytes > free_bytes:
             return 0, (
                 f"it may need {needed_bytes // MIB} MiB, and the disk has {max(free_bytes, 0) // MIB} MiB for it"
             )
-        bound_bytes = int(self._api.init_data.rsc_disk_bound_bytes)
+        bound_bytes = int(self._api.init_data.rsc_disk_bound_bytes * FULL_DISK)
         if not bound_bytes:
-            return free_bytes - disks_bytes, ""
+            return free_bytes - room.disks_bytes, ""
         used_bytes = disk_use_bytes(self._api.slot, self._outputs)
         if used_bytes + needed_bytes > bound_bytes:
+            enough_bytes = math.ceil((used_bytes + needed_bytes) / FULL_DISK)
             return 0, (
                 f"it may need {needed_bytes // MIB} MiB beside the {used_bytes // MIB} MiB of the job's files, whose "
-                f"workunit allows {bound_bytes // MIB} MiB: raise rsc_disk_bound to {used_bytes + needed_bytes} or more"
+                f"workunit allows {bound_bytes // MIB} MiB: raise rsc_disk_bound to {enough_bytes} or more"
             )
-        return min(free_bytes, bound_bytes - used_bytes) - disks_bytes, ""
+        return min(free_bytes, bound_bytes - used_bytes) - room.disks_bytes, ""

@@ -277,8 +277,8 @@ def _check(chosen: argparse.Namespace) -> int:
     print(f"{chosen.job_file} is a good job file: {len(job.tasks)} task(s)")  # noqa: T201  (the command's answer)
     bound_bytes = max(enough_bytes(task) for task in job.tasks)
     print(  # noqa: T201  (the same)
-        f"With its checkpoints it may need {bound_bytes // MIB} MiB of the disk, beside its outputs: "
-        f"an rsc_disk_bound of {bound_bytes} or more always leaves room for them"
+        f"With its checkpoints it may need some {bound_bytes // MIB} MiB of the disk, beside its outputs, where its "
+        f"programs fill their disks: there is room for them with an rsc_disk_bound of {bound_bytes} or more"
     )
     return 0
 

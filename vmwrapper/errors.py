@@ -23,6 +23,7 @@
         ├── ClientUnreachable          the BOINC client is there, and what it left for us can't be used
         ├── NobodyThere                nobody has a machine to look into
         ├── MachineExited              the hypervisor's process ended by itself
+        │   └── RevertedMachineExited  maybe for what it was reverted to: too often, and that is not used any more
         ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
         ├── HostMemoryShort            the host has less memory free than the machine needs
         ├── ProcessFailed              a program that we started on the host
@@ -161,6 +162,10 @@ class NobodyThere(TemporaryFailure):
 
 class MachineExited(TemporaryFailure):
     """The hypervisor's process ended without being asked to."""
+
+
+class RevertedMachineExited(MachineExited):
+    """The same, of one that had been reverted to a snapshot."""
 
 
 class HostDiskFailed(TemporaryFailure):

@@ -47,9 +47,12 @@ def niceness(client: InitData) -> int | None:
     return _NICENESS.get(client.process_priority, _NICEST)
 
 
-def check_disk(slot: Path, outputs: Collection[Path], bound_bytes: float) -> None:
+FULL_DISK = 0.95
+"""Of the bound: from then on checkpoints are deleted, before the client finds the job too large."""
+
+
+def check_disk(used_bytes: int, bound_bytes: float) -> None:
     """Raise DiskLimitExceeded where the job's files are larger than that. 0 is no bound."""
-    used_bytes = disk_use_bytes(slot, outputs)
     if bound_bytes and used_bytes > bound_bytes:
         raise DiskLimitExceeded(
             f"the job's files have {used_bytes / MIB:.0f} MiB, its workunit allows {bound_bytes / MIB:.0f} MiB: "

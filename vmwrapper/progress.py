@@ -10,7 +10,7 @@ from vmwrapper.boinc.init_data import InitData
 from vmwrapper.checkpoint import Checkpoint, Reached, Record
 from vmwrapper.clock import RunningClock
 from vmwrapper.cpu_time import CpuTime
-from vmwrapper.errors import MachineExited
+from vmwrapper.errors import RevertedMachineExited
 
 _STRAIGHT_TO = 0.8
 _MOST_OF_TASK = 0.999
@@ -106,7 +106,7 @@ class Progress:
     @property
     def promising_checkpoints(self) -> Sequence[Checkpoint]:
         """Without those that the hypervisor has ended upon again and again."""
-        tries = self._record.failed_tries if self._record.failed_as == MachineExited.__name__ else 0
+        tries = self._record.failed_tries if self._record.failed_as == RevertedMachineExited.__name__ else 0
         return self._record.checkpoints[tries // _TRIES_EACH :]
 
     @property

@@ -25,6 +25,7 @@ from vmwrapper.errors import (
     JobError,
     MachineExited,
     ProgramFailed,
+    RevertedMachineExited,
     SnapshotUnusable,
     TimeLimitExceeded,
     VmwrapperError,
@@ -84,26 +85,26 @@ class TaskRun:
         the machine is on; what is kept is not sanitized.
         """
         await self._run_state.may_run()
-        if self._checkpointer and await self._go_on_from_any(self._checkpointer, kept):
+        if await self._go_on_from_any(kept):
             return
         self._progress.activity = "booting"
         await self._machine.power_on()
         log.info("Machine is on")
         await self._while_on(None, kept)
 
-    async def _go_on_from_any(self, checkpointer: Checkpointer, kept: Kept | None) -> bool:
+    async def _go_on_from_any(self, kept: Kept | None) -> bool:
         """Whether there is a checkpoint from which the task could be brought to its end."""
-        for checkpoint in self._progress.promising_checkpoints:
+        if not self._progress.checkpoints:
+            return False
+        for checkpoint in self._progress.promising_checkpoints if self._checkpointer else ():
             try:
                 await self._go_on(checkpoint, kept)
             except SnapshotUnusable as error:
                 log.warning("Checkpoint %d can't be used: %s", checkpoint.snapshot.number, one_line(str(error)))
             else:
                 return True
-        if self._progress.checkpoints:
-            log.warning("The task begins anew: there is no other checkpoint")
-            self._progress.begin_anew()
-            await checkpointer.count(())
+        log.warning("The task begins anew: there is no other checkpoint")
+        self._progress.begin_anew()
         return False
 
     async def _go_on(self, checkpoint: Checkpoint, kept: Kept | None) -> None:
@@ -125,21 +126,27 @@ class TaskRun:
                         await self._in_guest(launcher, checkpoint)
                 except (GuestError, MachineExited) as error:
                     self._log_console()
-                    if self._is_suspicious(checkpoint, error):
-                        raise SnapshotUnusable(f"soon after {error}") from error
+                    if checkpoint and self._is_newest(checkpoint):
+                        raise self._suspicion(checkpoint, error) from error
                     raise
                 if kept is None:
                     await self._sanitize(launcher)
         finally:
             await self._machine.power_off()
 
-    def _is_suspicious(self, checkpoint: Checkpoint | None, error: VmwrapperError) -> bool:
-        """Whether a guest was reverted and ended so soon that it may be for what it was reverted to."""
-        if checkpoint is None or not isinstance(error, GuestPanicked | GuestPoweredOff):
-            return False
-        if checkpoint is not self._progress.checkpoints[0]:  # it was good for another one
-            return False
-        return self._progress.program_ran_s - checkpoint.reached.program_ran_s < _SUSPICIOUS_S
+    def _is_newest(self, checkpoint: Checkpoint) -> bool:
+        """Whether it was not yet good for another one."""
+        newest = self._progress.checkpoints[:1]
+        return [one.snapshot.number for one in newest] == [checkpoint.snapshot.number]
+
+    def _suspicion(self, checkpoint: Checkpoint, error: VmwrapperError) -> VmwrapperError:
+        """The error, where a machine may have ended for what it was reverted to."""
+        ran_s = self._progress.program_ran_s - checkpoint.reached.program_ran_s
+        if isinstance(error, GuestPanicked | GuestPoweredOff) and ran_s < _SUSPICIOUS_S:
+            return SnapshotUnusable(f"soon after {error}")
+        if type(error) is MachineExited:
+            return RevertedMachineExited(str(error))
+        return error
 
     async def _in_guest(self, launcher: Launcher, checkpoint: Checkpoint | None) -> None:
         if checkpoint:
@@ -166,6 +173,8 @@ class TaskRun:
         await self._copy_in()
         await launcher.start(self._program())
         self._progress.begin_task(estimated=self._task.fraction_done_filename is None)
+        if self._checkpointer and self._machine.snapshots:
+            await self._checkpointer.count(())
         self._enter("running", "Running the program: %s", self._task.innerjob)
 
     async def _reattach(self, launcher: Launcher, checkpoint: Checkpoint) -> None:
@@ -175,9 +184,9 @@ class TaskRun:
             raise SnapshotUnusable(str(error)) from error
         await launcher.wake(time.time(), secrets.token_bytes(SEED_BYTES))
         self._enter("running", "Going on with the program: %s", self._task.innerjob)
-        known = self._progress.checkpoints
-        if self._checkpointer and checkpoint is not known[0]:
-            await self._checkpointer.count(known[known.index(checkpoint) :])
+        if self._checkpointer:
+            known = [one for one in self._progress.checkpoints if one.snapshot.number <= checkpoint.snapshot.number]
+            await self._checkpointer.count(known)
 
     def _beside_program(self) -> Iterator[Coroutine[None, None, NoReturn]]:
         yield self._hear_often()

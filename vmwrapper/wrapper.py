@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi, Request
-from vmwrapper.checkpoint import count_try, fingerprint, last_record, record_of_end, remove_record
+from vmwrapper.checkpoint import count_try, fingerprint, last_record, read_record, record_of_end, remove_record
 from vmwrapper.checkpointer import Checkpointer
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
@@ -25,7 +25,7 @@ from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 from vmwrapper.keeper import Keeper
-from vmwrapper.limits import check_disk, check_memory, niceness
+from vmwrapper.limits import FULL_DISK, check_disk, check_memory, disk_use_bytes, niceness
 from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s, status_of_end
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.task_run import TaskRun
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 BOOT_LIMIT_S = 300.0
 CREDIT_TRICKLE_S = 3600.0
 DISK_LOOK_S = 10.0
+_NOT_DONE = "stopped on request; the job is not done"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ class Episode:
         self._keeper = Keeper()
         self._leaving = asyncio.Event()
         self._checkpointer: Checkpointer | None = None
+        self._outputs: Sequence[Path] = ()
+        """Of all tasks."""
 
     async def run(self, job_file: Path) -> None:
         """Run the whole job. Raises VmwrapperError for whatever kept it from its end."""
@@ -106,6 +109,7 @@ class Episode:
             project_dir=self._api.project_dir,
             image_suffixes=[backend.image_suffixes for backend in backends],
         )
+        self._outputs = [file for task in tasks for file in task.outputs.values()]
         made_of = await to_thread_and_back(fingerprint, job_file, tasks)
         record = last_record(self._api.slot, made_of, tasks, self._api.init_data)
         progress = Progress(
@@ -114,7 +118,7 @@ class Episode:
             self._run_state.clock,
             expected_s=expected_s(self._api.init_data),
         )
-        async with beside(self._report(progress), self._trickle(job, progress), self._watch_disk(tasks)):
+        async with beside(self._report(progress), self._trickle(job, progress), self._watch_disk()):
             for number, (task, backend) in enumerate(zip(tasks, backends, strict=True), start=1):
                 if number > record.tasks_done:
                     log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
@@ -180,7 +184,7 @@ class Episode:
             await to_thread_and_back(_make_folder, folder, not progress.checkpoints)
             yield folder
         finally:
-            if not progress.checkpoints:
+            if not await to_thread_and_back(_has_checkpoints, self._api.slot):
                 await to_thread_and_back(_remove, folder)
 
     def _checkpointer_of(
@@ -195,7 +199,7 @@ class Episode:
             api=self._api,
             run_state=self._run_state,
             progress=progress,
-            outputs=resolved.outputs.values(),
+            outputs=self._outputs,
         )
 
     async def _obey(self) -> NoReturn:
@@ -207,6 +211,8 @@ class Episode:
                 case Request.RESUME:
                     self._run_state.release(Reason.SUSPENDED)
                 case Request.QUIT:
+                    if self._leaving.is_set():
+                        raise QuitRequested(_NOT_DONE)
                     if not self._keeper.let_go():
                         self._leaving.set()
                 case Request.ABORT:
@@ -218,7 +224,7 @@ class Episode:
         await self._leaving.wait()
         if self._checkpointer:
             await self._checkpointer.take_last()
-        raise QuitRequested("stopped on request; the job is not done")
+        raise QuitRequested(_NOT_DONE)
 
     async def _report(self, progress: Progress) -> NoReturn:
         while True:
@@ -242,12 +248,17 @@ class Episode:
                 except (TimeoutError, HostDiskFailed) as error:
                     log.warning("A trickle-up is not sent: %s", str(error) or "the client has not taken the last one")
 
-    async def _watch_disk(self, tasks: Sequence[ResolvedTask]) -> NoReturn:
-        outputs = [file for task in tasks for file in task.outputs.values()]
+    async def _drop_checkpoint(self) -> bool:
+        return self._checkpointer is not None and await self._checkpointer.drop_oldest()
+
+    async def _watch_disk(self) -> NoReturn:
         while True:
             await self._run_state.may_run()
             bound_bytes = self._api.init_data.rsc_disk_bound_bytes
-            await asyncio.to_thread(check_disk, self._api.slot, outputs, bound_bytes)
+            used_bytes = await asyncio.to_thread(disk_use_bytes, self._api.slot, self._outputs)
+            if bound_bytes and used_bytes > bound_bytes * FULL_DISK and await self._drop_checkpoint():
+                continue
+            check_disk(used_bytes, bound_bytes)
             await asyncio.sleep(DISK_LOOK_S)
 
 
@@ -267,6 +278,15 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
     return api.end(None)
 
 
+def _has_checkpoints(slot: Path) -> bool:
+    """Whether the next episode may go on from one, also by a record that can't be read just now."""
+    try:
+        record = read_record(slot)
+    except HostDiskFailed:
+        return True
+    return record is not None and bool(record.checkpoints)
+
+
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -275,6 +295,6 @@ def _make_folder(path: Path, is_emptied: bool) -> None:  # noqa: FBT001  (a thre
     try:
         if is_emptied and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        path.mkdir(mode=0o700, exist_ok=not is_emptied)
+        path.mkdir(mode=0o700, exist_ok=not is_emptied and not path.is_symlink())
     except OSError as error:
         raise HostDiskFailed(f"can't make an empty directory {path}: {error.strerror}") from error

@@ -84,12 +84,12 @@ class Fault:
 
     def _around_save(self, original: Call) -> Call:
         @functools.wraps(original)
-        async def save(monitor: Any, fd: int, **named: Any) -> Any:
-            if not self._is_now((monitor, fd)):
-                return await original(monitor, fd, **named)
+        async def save(monitor: Any, file: Any, **named: Any) -> Any:
+            if not self._is_now((monitor, file)):
+                return await original(monitor, file, **named)
             self._told()
             with Path("/dev/full").open("wb") as full:
-                return await original(monitor, full.fileno(), **named)
+                return await original(monitor, full, **named)
 
         return save
 

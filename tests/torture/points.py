@@ -100,9 +100,10 @@ _POINTS = (
     _before("new-layer", f"{_QEMU}.layers:Disks.make", "no new layer is there yet"),
     _after("new-layer-made", f"{_QEMU}.layers:Disks.make", "the new layer is a file that nobody knows of"),
     _after("attached", f"{_QEMU}.snapshots:attach", "QEMU has the new layer open, but not on the stack"),
-    _after("synced-in-advance", f"{_QEMU}.snapshots:Snapshots._sync", "the layer below may be synced", most=8),
+    _after("synced", f"{_QEMU}.snapshots:Snapshots._sync", "all is synced, the digest may not be known", most=8),
     _before("state", f"{_QEMU}.migration:save", "the file for the state is there, and empty"),
-    _after("converge", f"{_QEMU}.migration:_States.converge", "pre-switchover: the guest stands still", most=3),
+    _before("live", f"{_QEMU}.migration:_States.mostly_written", "the guest runs on, its memory is written", most=4),
+    _before("finish-state", f"{_QEMU}.migration:_finish", "the guest stands still for the rest", most=4),
     _before("freeze", f"{_QEMU}.snapshots:Snapshots._freeze", "the disks are about to be frozen"),
     _after("frozen", f"{_QEMU}.snapshots:Snapshots._freeze", "the disks are frozen, devices not saved yet"),
     _after("completed", f"{_QEMU}.migration:save", "all is saved, nothing of it is synced"),
@@ -202,7 +203,7 @@ _POINTS = (
     _before("remove-record", "vmwrapper.wrapper:remove_record", "the job is done", most=1, kinds=_NO_QEMU),
     # Errors of the host's disk.
     _before(
-        "error-in-advance-or-later",
+        "error-sync",
         f"{_QEMU}.snapshots:sync",
         "a file of a snapshot can't be synced",
         most=12,

@@ -79,6 +79,16 @@ class Snapshot:
     """What the backend tells its own later self; to be read as if a stranger had written it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Of the host's disk."""
+
+    state_bytes: int
+    """For a snapshot itself."""
+    disks_bytes: int
+    """For what the guest then writes anew, while the snapshot keeps what was there."""
+
+
 Standing = Callable[[], AbstractContextManager[None]]
 """Makes the block inside which a guest stands still for a snapshot."""
 
@@ -190,15 +200,15 @@ class Machine(Protocol):
         What an earlier description names is still there until `keep_snapshots`.
         """
 
-    def disks_bytes(self) -> int:
-        """What the guest's disks take of the host's, with what their snapshots need."""
+    def room_for_snapshot(self) -> Room:
+        """What one more snapshot may take of the host's disk."""
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         """Take one more; on return it is on the host's disk.
 
         The guest stands still inside `standing`, which may be once or a few times, and is paused at its end; the last
         time is that of the snapshot. Raises SnapshotFailed, also where the snapshot would be larger than that, and then
-        guest and snapshots are as they were; a cancellation leaves them so, too, and the machine good for more.
+        the guest and its other snapshots are none the worse; neither are they by a cancellation.
         """
 
     async def verify_snapshot(self, number: int) -> None:

@@ -42,6 +42,7 @@ from vmwrapper.hypervisor.interface import (
     Machine,
     MachineSpec,
     ProbeResult,
+    Room,
     Snapshot,
     Standing,
 )
@@ -173,8 +174,8 @@ class MemoryMachine:
             raise self._why_off()
         self._enter(Power.RUNNING)
 
-    def disks_bytes(self) -> int:
-        return 0
+    def room_for_snapshot(self) -> Room:
+        return Room(state_bytes=len(self.guest.state()), disks_bytes=0)
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         number = 1 + max((one.number for one in self.snapshots), default=0)

@@ -76,6 +76,15 @@ class Disks:
         self._bases = bases
         self._qemu_img = qemu_img
 
+    @property
+    def virtual_bytes(self) -> int:
+        """What the guest sees of them all."""
+        return sum(self._sizes.values())
+
+    def used_bytes(self) -> int:
+        """What they take of the host's disk."""
+        return sum(layer.path.stat().st_size for layer in self.all_layers())
+
     def base(self, disk: str) -> str | None:
         """The node below all layers."""
         return f"base-{disk}" if disk in self._bases else None

@@ -24,7 +24,7 @@ from vmwrapper.errors import (
     SnapshotUnusable,
 )
 from vmwrapper.guest.bundle import Bundle, verify
-from vmwrapper.hypervisor.interface import MachineSpec, Snapshot, Standing
+from vmwrapper.hypervisor.interface import MIB, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.qemu import migration
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES, Agent
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 
 _MONITOR_LIMIT_S = 60.0
 """Stopping flushes the disks, which may have much to write."""
-_CANT_USE = re.compile("migration|Could not open")
+_DEVICES_BYTES = 32 * MIB
+_CANT_USE = re.compile("load of migration failed|qcow2")
 """What QEMU says where it is the snapshot that it ends for, and not the host."""
 
 
@@ -83,6 +84,7 @@ class QemuMachine:
         self._cpu_time_before_s = 0.0
         self._powered = AsyncExitStack()
         self._running: _Running | None = None
+        self._is_reverted = False
 
     @property
     def guest(self) -> QemuGuest:
@@ -152,6 +154,9 @@ class QemuMachine:
         self._cpu_time_before_s = self.cpu_time_s()
         self._running = None
         await self._powered.aclose()
+        if self._is_reverted:  # the next guest begins anew, or as in another snapshot
+            self._is_reverted = False
+            self._disks.close()
 
     async def pause(self) -> None:
         await self._ask("stop")
@@ -167,8 +172,12 @@ class QemuMachine:
     def snapshots(self) -> Sequence[Snapshot]:
         return self._snapshots.all()
 
-    def disks_bytes(self) -> int:
-        return sum(layer.path.stat().st_size for layer in self._disks.all_layers())
+    def room_for_snapshot(self) -> Room:
+        memory_bytes = self._spec.memory_mib * MIB
+        return Room(
+            state_bytes=migration.most_bytes(memory_bytes) + _DEVICES_BYTES,
+            disks_bytes=min(self._disks.used_bytes(), self._disks.virtual_bytes),
+        )
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         running = self._on
@@ -194,11 +203,11 @@ class QemuMachine:
 
     async def revert(self, snapshot: Snapshot) -> None:
         await self.power_off()
+        self._is_reverted = True
         try:
             await self._load(await self._snapshots.reopen(snapshot))
         except BaseException as error:
             await self.power_off()
-            self._disks.close()
             if isinstance(error, MachineExited) and _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"QEMU can't use it: {error}") from error
             raise

@@ -124,6 +124,8 @@ async def attach(monitor: QMPClient, layer: Layer) -> None:
 
 
 async def detach(monitor: QMPClient, layer: Layer) -> None:
-    """Let QEMU forget a layer that is in no stack any more. Raises QMPError."""
-    await monitor.execute("blockdev-del", {"node-name": layer.node})
-    await monitor.execute("remove-fd", {"fdset-id": layer.fdset})
+    """Let QEMU forget a layer that is in no stack any more, if it knows it. Raises QMPError where it doesn't answer."""
+    with suppress(ExecuteError):
+        await monitor.execute("blockdev-del", {"node-name": layer.node})
+    with suppress(ExecuteError):
+        await monitor.execute("remove-fd", {"fdset-id": layer.fdset})

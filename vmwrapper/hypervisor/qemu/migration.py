@@ -10,10 +10,10 @@ Source: QEMU's docs/devel/migration.rst and qapi/migration.json; migration/ram.c
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, BinaryIO
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from vmwrapper.errors import SnapshotFailed
 from vmwrapper.hypervisor.interface import MIB, Standing
@@ -27,9 +27,15 @@ _UNLIMITED = 1 << 40
 _DOWNTIME_MS = 50
 _LOOK_S = 0.01
 _CANCEL_LIMIT_S = 10.0
+_CANCEL_LOOK_S = 0.2
 _SETTLES_S = 0.001
 _FD_NAME = "state"
 _ENDED = {"completed", "failed", "cancelled"}
+
+
+def most_bytes(memory_bytes: int) -> int:
+    """How large the state of so much memory may become: what is changed while it is written is written twice."""
+    return memory_bytes if memory_bytes <= _FEW_BYTES else 2 * memory_bytes
 
 
 async def save(
@@ -77,10 +83,21 @@ async def _stopped(monitor: QMPClient, states: "_States", standing: Standing) ->
         await monitor.execute("stop")
         try:
             yield
-        except BaseException:
-            await states.cancel()
-            await monitor.execute("stop")  # QEMU lets it go on
+        except asyncio.CancelledError:
+            with suppress(QMPError, TimeoutError):  # the machine is about to end
+                await states.cancel()
+                await _stop(monitor)
             raise
+        except Exception:
+            await states.cancel()
+            await _stop(monitor)
+            raise
+
+
+async def _stop(monitor: QMPClient) -> None:
+    """Have the guest stand, which QEMU may have let go on when it was told to cancel."""
+    async with asyncio.timeout(_CANCEL_LIMIT_S):
+        await monitor.execute("stop")
 
 
 async def _finish(monitor: QMPClient, states: "_States", at_rest: Callable[[], Awaitable[None]]) -> None:
@@ -143,8 +160,9 @@ class _States:
         try:
             while await self.left_bytes() > _LAST_BYTES:  # noqa: ASYNC110  (no event tells it)
                 await asyncio.sleep(_LOOK_S)
-        except BaseException:
-            await self.cancel()
+        except asyncio.CancelledError:
+            with suppress(QMPError, TimeoutError):
+                await self.cancel()
             raise
 
     async def left_bytes(self) -> int:
@@ -177,7 +195,14 @@ class _States:
             if self._state not in _ENDED:
                 await self._monitor.execute("migrate_cancel")
             while self._state not in _ENDED:
-                self._take(await self._events.get())
+                try:
+                    async with asyncio.timeout(_CANCEL_LOOK_S):
+                        self._take(await self._events.get())
+                except TimeoutError:
+                    # Where it was cancelled just before it came to pre-switchover, it waits there all the same.
+                    with suppress(ExecuteError):
+                        await self._monitor.execute("migrate-continue", {"state": "cancelling"})
+            await _settled(self._monitor)
 
 
 @contextmanager

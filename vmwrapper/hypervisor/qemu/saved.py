@@ -27,6 +27,8 @@ class Saved:
     """As `digest` makes it."""
     layers: Mapping[str, Sequence[str]]
     """The file names of each disk's layers, from the lowest on."""
+    layer_bytes: Mapping[str, int]
+    """How large these are at least."""
     made_by: Mapping[str, str]
     """What a machine must have in common with the one that it was taken of, by what that is called."""
 
@@ -52,10 +54,14 @@ class Saved:
     def without(self, layers: Collection[str]) -> "Saved":
         """The same when these have been merged into those below."""
         kept = {disk: [name for name in names if name not in layers] for disk, names in self.layers.items()}
-        return replace(self, layers=kept)
+        sizes = {name: size for name, size in self.layer_bytes.items() if name not in layers}
+        return replace(self, layers=kept, layer_bytes=sizes)
 
     def check(self, directory: Path, made_by: Mapping[str, str], disks: Collection[str]) -> None:
-        """Raise SnapshotUnusable where a machine like that can't use it, or its files are not what they were."""
+        """Raise SnapshotUnusable where a machine like that can't use it, or its files are not what they were.
+
+        Raises OSError where they can't be looked at.
+        """
         for what, ours in made_by.items():
             if (theirs := self.made_by.get(what)) != ours:
                 raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
@@ -64,22 +70,31 @@ class Saved:
         for name in self.files:
             if not (directory / name).is_file():
                 raise SnapshotUnusable(f"its file {name} is missing")
-        size = (directory / self.state_file).stat().st_size
-        if size != self.state_bytes:
+        if any(_size(directory, name) < size for name, size in self.layer_bytes.items()):
+            raise SnapshotUnusable("a layer of a disk is cut short")
+        if (size := _size(directory, self.state_file)) != self.state_bytes:
             raise SnapshotUnusable(f"its file {self.state_file} has {size} bytes instead of {self.state_bytes}")
+
+
+def _size(directory: Path, name: str) -> int:
+    return (directory / name).stat().st_size
 
 
 def saved(snapshot: Snapshot) -> Saved:
     """What a description says. Raises SnapshotUnusable for what makes no sense."""
     try:
         found = json.loads(snapshot.description)
+        layers = {
+            disk: [_matched(name, _FILE_NAME) for name in _checked(names, list) or [""]]
+            for disk, names in _checked(found["layers"], dict).items()
+        }
         return Saved(
             number=snapshot.number,
             state_bytes=_checked(found["state_bytes"], int),
             state_digest=_matched(found["state_digest"], _DIGEST),
-            layers={
-                disk: [_matched(name, _FILE_NAME) for name in _checked(names, list) or [""]]
-                for disk, names in _checked(found["layers"], dict).items()
+            layers=layers,
+            layer_bytes={
+                name: _checked(found["layer_bytes"][name], int) for names in layers.values() for name in names
             },
             made_by={what: _checked(said, str) for what, said in _checked(found["made_by"], dict).items()},
         )

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import QMPClient
 
 from vmwrapper.concurrency import beside, ungrouped
 from vmwrapper.durable import sync
@@ -25,6 +25,7 @@ from vmwrapper.hypervisor.qemu.saved import Saved, digest, saved
 
 _SIZE_LOOK_S = 0.1
 _SYNC_S = 0.05
+_CLEAN_UP_LIMIT_S = 10.0
 
 
 class Snapshots:
@@ -39,6 +40,9 @@ class Snapshots:
         for snapshot in earlier:
             with suppress(SnapshotUnusable):
                 self._saved[snapshot.number] = saved(snapshot)
+        self._on_record = {file for one in self._saved.values() for file in one.files}
+        """Files of those that the story has been told of: it may have written no other down."""
+        self._has_lost_writes = False
         self.saving = asyncio.Lock()
         """Held while a guest's memory is saved: QEMU may refuse then to let it go on."""
         self.next_number = 1 + max((snapshot.number for snapshot in earlier), default=0)
@@ -49,7 +53,7 @@ class Snapshots:
 
     def sweep(self) -> None:
         """Remove all files that no snapshot needs from the directory."""
-        self._remove_all_but({file for one in self._saved.values() for file in one.files})
+        self._remove_all_but(self._on_record | {file for one in self._saved.values() for file in one.files})
 
     def _remove_all_but(self, names: Collection[str], prefixes: tuple[str, ...] = ("",)) -> None:
         with suppress(OSError):  # whoever sweeps next tries again
@@ -63,6 +67,8 @@ class Snapshots:
 
     async def take(self, monitor: QMPClient, merging: Merging, standing: Standing, most_bytes: int) -> None:
         """See `Machine.take_snapshot`. May raise QMPError, too."""
+        if self._has_lost_writes:  # the host's kernel says so only once
+            raise SnapshotFailed("the host's disk has failed under the machine's disks")
         try:
             await merging.end()
         finally:
@@ -75,10 +81,11 @@ class Snapshots:
                 for layer in above.values():
                     await attach(monitor, layer)
                 with state.open("xb") as file:
-                    guards = _watch_size(file.fileno(), most_bytes), _bring_to_disk(file.fileno())
+                    guards = _watch_size(file.fileno(), most_bytes), _bring_to_disk(state)
                     async with self.saving, beside(*guards):
                         at_rest = partial(self._freeze, monitor, above)
                         await migration.save(monitor, file, standing=standing, at_rest=at_rest)
+                    _check_size(file.fileno(), most_bytes)
             finally:
                 if self.next_number == number:
                     await _take_back(monitor, above)
@@ -86,21 +93,32 @@ class Snapshots:
         except BaseException as error:
             with suppress(OSError):
                 state.unlink(missing_ok=True)
-            if isinstance(error, OSError | ProcessFailed):
+            if isinstance(error, SnapshotFailed):
+                await self._begin_merge(merging)
+            if isinstance(error, OSError | ProcessFailed) and not isinstance(error, TimeoutError):  # which is QEMU's
                 raise SnapshotFailed(str(error)) from error
             raise
         self._saved[number] = done
 
     async def _freeze(self, monitor: QMPClient, above: Mapping[str, Layer]) -> None:
-        """Put a layer on each disk's stack, on all at once."""
+        """Put a layer on each disk's stack, on all at once. A cancellation waits until QEMU and we agree on that."""
         pairs = [(self._disks.stacks[disk][-1], layer) for disk, layer in above.items()]
         changes = [
             {"type": "blockdev-snapshot", "data": {"node": below.node, "overlay": layer.node}} for below, layer in pairs
         ]
-        if changes:
-            await monitor.execute("transaction", {"actions": changes})
-        self._disks.put_on(above)
-        self.next_number += 1
+
+        async def freeze() -> None:
+            if changes:
+                await monitor.execute("transaction", {"actions": changes})
+            self._disks.put_on(above)
+            self.next_number += 1
+
+        freezing = asyncio.create_task(freeze())
+        try:
+            await asyncio.shield(freezing)
+        except asyncio.CancelledError:
+            await asyncio.wait([freezing], timeout=_CLEAN_UP_LIMIT_S)
+            raise
 
     async def _secured(self, number: int, state: Path) -> Saved:
         """Have it on the disk."""
@@ -108,18 +126,25 @@ class Snapshots:
         below = [layer.path for layer in self._disks.all_layers() if layer.path.name in _names(layers)]
         with ungrouped():
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._sync([state, *below, self._directory]))
+                both.create_task(self._sync(state, below))
                 written = both.create_task(digest_of(state))
         return Saved(
             number=number,
             state_bytes=(await asyncio.to_thread(state.stat)).st_size,
             state_digest=written.result(),
             layers=layers,
+            layer_bytes={path.name: path.stat().st_size for path in below},
             made_by=self._made_by,
         )
 
-    async def _sync(self, paths: Sequence[Path]) -> None:
-        for path in paths:
+    async def _sync(self, state: Path, layers: Sequence[Path]) -> None:
+        try:
+            for layer in layers:
+                await asyncio.to_thread(sync, layer)
+        except OSError:
+            self._has_lost_writes = True
+            raise
+        for path in (state, self._directory):
             await asyncio.to_thread(sync, path)
 
     async def verify(self, number: int) -> None:
@@ -137,11 +162,15 @@ class Snapshots:
     async def keep(self, numbers: Collection[int], merging: Merging | None) -> None:
         """See `Machine.keep_snapshots`. May raise QMPError, too."""
         self._saved = {number: one for number, one in self._saved.items() if number in numbers}
-        needed = {file for one in self._saved.values() for file in one.files}
+        self._on_record = {file for one in self._saved.values() for file in one.files}
         ours = {layer.path.name for layer in self._disks.all_layers()}
-        self._remove_all_but(needed | ours, prefixes=("state-", *(f"{disk}-" for disk in self._disks.stacks)))
+        prefixes = ("state-", *(f"{disk}-" for disk in self._disks.stacks))
+        await asyncio.to_thread(self._remove_all_but, self._on_record | ours, prefixes)
         if merging:
-            await merging.begin(frozenset().union(*(one.frozen for one in self._saved.values())))
+            await self._begin_merge(merging)
+
+    async def _begin_merge(self, merging: Merging) -> None:
+        await merging.begin(frozenset().union(*(one.frozen for one in self._saved.values())))
 
     def _forget_layers(self, gone: Collection[str]) -> None:
         self._saved = {number: one.without(gone) for number, one in self._saved.items()}
@@ -149,8 +178,8 @@ class Snapshots:
     async def reopen(self, snapshot: Snapshot) -> Saved:
         """Have the disks as they were, each with a new layer on top. Raises SnapshotUnusable."""
         one = saved(snapshot)
-        one.check(self._directory, self._made_by, self._disks.stacks)
         try:
+            one.check(self._directory, self._made_by, self._disks.stacks)
             self._disks.reopen(one.layers)
         except OSError as error:
             raise SnapshotUnusable(f"a file of it can't be opened: {error}") from error
@@ -163,23 +192,29 @@ def _names(layers: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 async def _watch_size(fd: int, most_bytes: int) -> NoReturn:
-    while os.fstat(fd).st_size <= most_bytes:  # noqa: ASYNC110  (QEMU writes it)
+    while True:
+        _check_size(fd, most_bytes)
         await asyncio.sleep(_SIZE_LOOK_S)
-    raise SnapshotFailed(f"the guest's memory takes more than the {most_bytes // MIB} MiB that there are for it")
 
 
-async def _bring_to_disk(fd: int) -> NoReturn:
+def _check_size(fd: int, most_bytes: int) -> None:
+    if os.fstat(fd).st_size > most_bytes:
+        raise SnapshotFailed(f"the guest's memory takes more than the {most_bytes // MIB} MiB that there are for it")
+
+
+async def _bring_to_disk(file: Path) -> NoReturn:
     """Have the host write while QEMU does: so there is less to sync in the end, and no guest waits for a full cache."""
     while True:
         await asyncio.sleep(_SYNC_S)
-        await asyncio.to_thread(os.fsync, fd)
+        await asyncio.to_thread(sync, file)
 
 
 async def _take_back(monitor: QMPClient, above: Mapping[str, Layer]) -> None:
     """Forget layers that came to nothing."""
-    for layer in above.values():
-        with suppress(QMPError):  # it may not have been attached
-            await detach(monitor, layer)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLEAN_UP_LIMIT_S):
+            for layer in above.values():
+                await detach(monitor, layer)
     discard(above)
 
 
