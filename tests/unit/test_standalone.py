@@ -18,7 +18,7 @@ def standalone(tmp_path: Path) -> Standalone:
 def test_it_makes_up_what_a_client_would_say(standalone: Standalone, tmp_path: Path) -> None:
     data = standalone.init_data
     assert (data.project_dir, data.result_name, data.rsc_disk_bound_bytes) == (tmp_path, "hubble", 0)
-    assert (data.checkpoint_period_s, data.global_preferences.cpu_usage_limit) == (300, 100)
+    assert (data.checkpoint_period_s, data.global_preferences.cpu_usage_limit) == (0, 100)
     assert not standalone.network_suspended
 
 
