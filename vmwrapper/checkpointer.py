@@ -102,6 +102,7 @@ class Checkpointer:
             async with asyncio.timeout(LAST_LIMIT_S), self._one_at_a_time:
                 if self._taken == taken:
                     await self._take_or_complain(is_last=True)
+                    self._api.report(self._progress.status())  # while the guest stands nobody else does
         except TimeoutError:
             log.warning("No checkpoint: it was not done within %.0f s", LAST_LIMIT_S)
 
@@ -161,7 +162,6 @@ class Checkpointer:
     async def count(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Let these be what the next episode goes on from, and then delete all others."""
         await to_thread_and_back(self._write, self._progress.record_of(checkpoints))
-        self._api.report(self._progress.status())
         await self._machine.keep_snapshots([one.snapshot.number for one in checkpoints])
 
     def _write(self, record: Record) -> None:
@@ -202,14 +202,15 @@ class Checkpointer:
             return 0, (
                 f"it may need {needed_bytes // MIB} MiB, and the disk has {max(free_bytes, 0) // MIB} MiB for it"
             )
-        bound_bytes = int(self._api.init_data.rsc_disk_bound_bytes * FULL_DISK)
+        bound_bytes = int(self._api.init_data.rsc_disk_bound_bytes)
         if not bound_bytes:
             return free_bytes - room.disks_bytes, ""
         used_bytes = disk_use_bytes(self._api.slot, self._outputs)
-        if used_bytes + needed_bytes > bound_bytes:
+        left_bytes = int(bound_bytes * FULL_DISK) - used_bytes
+        if needed_bytes > left_bytes:
             enough_bytes = math.ceil((used_bytes + needed_bytes) / FULL_DISK)
             return 0, (
                 f"it may need {needed_bytes // MIB} MiB beside the {used_bytes // MIB} MiB of the job's files, whose "
                 f"workunit allows {bound_bytes // MIB} MiB: raise rsc_disk_bound to {enough_bytes} or more"
             )
-        return min(free_bytes, bound_bytes - used_bytes) - room.disks_bytes, ""
+        return min(free_bytes, left_bytes) - room.disks_bytes, ""

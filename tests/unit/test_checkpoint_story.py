@@ -21,15 +21,16 @@ from vmwrapper.checkpoint import Record, read_record
 from vmwrapper.errors import MachineExited, SnapshotFailed
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
-from vmwrapper.hypervisor.interface import MIB, Standing
+from vmwrapper.hypervisor.interface import MIB, Room, Standing
 from vmwrapper.hypervisor.memory import MemoryGuest, MemoryHypervisor, MemoryMachine, Power
+from vmwrapper.limits import FULL_DISK
 from vmwrapper.turns import turn
 
 from . import simulated_time
 from .episodes import Client, WantsAt, copy, done_s, episode, in_memory, listening, make_slot, run, task, wanting, works
 
 INTERVAL_S = 100
-NEEDED_MIB = 64 + 32
+NEEDED_MIB = 64
 """What a checkpoint may need of the disk, with a guest of 64 MiB."""
 
 
@@ -173,7 +174,7 @@ class TestWhenDue:
         client = client_of(slot, (500, Request.QUIT))
         without = job("<snapshots>0</snapshots>")
         assert run(client, in_memory(works(1000)), without) == ExitStatus.INTERRUPTED
-        assert told(client) == []
+        assert len(told(client)) == 1
         assert len(record_in(slot).checkpoints) == 1
         again = client_of(slot)
         assert run(again, in_memory(works(1000)), without) == 0
@@ -261,7 +262,6 @@ class TestTheLastOne:
         assert run(client, in_memory(works(1000), answer_s=4), JOB) == ExitStatus.ABORTED_BY_CLIENT
         assert client.took_s == 252
 
-    @pytest.mark.xfail(strict=True, reason="a second request to quit changes nothing")
     def test_a_second_quit_meanwhile_is_obeyed_at_once(self, slot: Path) -> None:
         client = client_of(slot, (250, Request.QUIT), (252, Request.QUIT))
         assert run(client, in_memory(works(1000), answer_s=4), JOB) == ExitStatus.INTERRUPTED
@@ -273,8 +273,8 @@ class TestTheLastOne:
 
         client = client_of(slot, (250, Request.QUIT))
         assert run(client, in_memory(Watched(1000, in_snapshot=slow_down)), JOB) == ExitStatus.INTERRUPTED
-        assert client.took_s == 280
-        assert "No checkpoint: it was not done within 30 s" in caplog.text
+        assert client.took_s == 275
+        assert "No checkpoint: it was not done within 25 s" in caplog.text
         assert record_in(slot).checkpoints[0].reached.elapsed_s < 250
 
     def test_after_the_program_none_is_taken_any_more(self, slot: Path) -> None:
@@ -461,8 +461,8 @@ class TestGoingOn:
         hypervisor = in_memory(program, answer_s=math.inf)
         with listening(WantsAt("The task begins anew", lambda: setattr(hypervisor, "answer_s", 0.0))):
             assert run(again, hypervisor, JOB) == 0
-        assert caplog.text.count("can't be used: no answer from the guest within 60 s") == 2
-        assert again.took_s == pytest.approx(2 * 60 + 1000, abs=2)
+        assert caplog.text.count("can't be used: no answer from the guest within 300 s") == 2
+        assert again.took_s == pytest.approx(2 * 300 + 1000, abs=2)
 
 
 class TestDamage:
@@ -523,7 +523,6 @@ class TestDamage:
         assert left[0] == []
         assert len(record_in(slot).checkpoints) == 1
 
-    @pytest.mark.xfail(strict=True, reason="what is damaged takes the place of the good one")
     def test_a_damaged_one_is_not_kept_instead_of_a_good_one(self, slot: Path) -> None:
         self.interrupted(slot)
         damage(slot, newest=1)
@@ -558,7 +557,6 @@ class TestWithoutMemorySnapshots:
             assert caplog.text.count("saves no guest's memory: a restart will begin this task anew") == 1
         assert program.began_at_s == [0, 0]
 
-    @pytest.mark.xfail(strict=True, reason="it is asked to revert")
     def test_checkpoints_of_another_hypervisor_are_not_used(self, slot: Path) -> None:
         program = Watched(1000)
         assert run(client_of(slot, (250, Request.QUIT)), in_memory(program), JOB) == ExitStatus.INTERRUPTED
@@ -587,22 +585,23 @@ class TestRoom:
 
     def test_a_full_disk(self, slot: Path, caplog: pytest.LogCaptureFixture) -> None:
         def fill(guest: MemoryGuest) -> None:
-            guest.machine.disks_bytes = lambda: 1 << 60  # type: ignore[method-assign]
+            room = Room(state_bytes=NEEDED_MIB * MIB, disks_bytes=1 << 60)
+            guest.machine.room_for_snapshot = lambda: room  # type: ignore[method-assign]
 
         client = client_of(slot)
         assert run(client, in_memory(Watched(1000, fill)), JOB) == 0
         assert client.took_s == pytest.approx(1000, abs=2)
         assert told(client) == []
-        assert "No checkpoint: it may need 1099511627872 MiB, and the disk has" in caplog.text
+        assert "No checkpoint: it may need 1099511627840 MiB, and the disk has" in caplog.text
 
-    @pytest.mark.xfail(strict=True, reason="it is said again whenever a figure in it has changed")
     @pytest.mark.parametrize("disk_bound", [0, 50 * MIB])
     def test_what_is_in_the_way_is_said_once_also_where_the_disks_grow(
         self, slot: Path, caplog: pytest.LogCaptureFixture, disk_bound: float
     ) -> None:
         def fill(guest: MemoryGuest) -> None:
             disks_bytes = (0 if disk_bound else 1 << 60) + done_s(guest) * MIB
-            guest.machine.disks_bytes = lambda: disks_bytes  # type: ignore[method-assign]
+            room = Room(state_bytes=NEEDED_MIB * MIB, disks_bytes=disks_bytes)
+            guest.machine.room_for_snapshot = lambda: room  # type: ignore[method-assign]
 
         assert run(client_of(slot, disk_bound=disk_bound), in_memory(Watched(1000, fill)), JOB) == 0
         assert caplog.text.count("No checkpoint: it may need") == 1
@@ -613,7 +612,7 @@ class TestRoom:
 
         beside: list[int] = []
         program = Watched(1000, fill, in_snapshot=lambda _: beside.append(len(snapshots_in(slot))))
-        client = client_of(slot, disk_bound=(NEEDED_MIB + 6) * MIB)
+        client = client_of(slot, disk_bound=(NEEDED_MIB + 6) * MIB / FULL_DISK)
         assert run(client, in_memory(program), JOB) == 0
         assert beside[:4] == [0, 1, 1, 1]
         assert len(told(client)) == len(beside) >= 9
@@ -659,7 +658,7 @@ class TestFailing:
         def fill(guest: MemoryGuest) -> None:
             guest.write("/tmp/large", bytes(100 * MIB if done_s(guest) < 120 else 0))
 
-        client = client_of(slot, disk_bound=(NEEDED_MIB + 1) * MIB)
+        client = client_of(slot, disk_bound=(NEEDED_MIB + 1) * MIB / FULL_DISK)
         assert run(client, in_memory(Watched(250, fill)), JOB) == 0
         assert "No checkpoint: the snapshot is too large" in caplog.text
         assert told(client)
@@ -705,7 +704,6 @@ class TestTheRecord:
         assert run(client_of(slot), in_memory(watched), JOB) == ExitStatus.TEMPORARY
         assert record_in(slot).checkpoints[0].reached.elapsed_s >= 450
 
-    @pytest.mark.xfail(strict=True, reason="one more is left each time")
     def test_not_ever_more_of_them_are_left(self, slot: Path) -> None:
         most: list[int] = []
         watched = Watched(2000, lambda _: most.append(len(snapshots_in(slot))))
@@ -713,7 +711,6 @@ class TestTheRecord:
         assert run(client_of(slot), in_memory(watched), JOB, leaves_more=True) != 0
         assert max(most) <= 3
 
-    @pytest.mark.xfail(strict=True, reason="it gets the figures of the one after it")
     def test_one_that_counts_late_has_its_own_figures(self, slot: Path) -> None:
         def look(machine: MemoryMachine) -> None:
             taken_at_s.append(machine.cpu_time_s())

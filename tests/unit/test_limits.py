@@ -34,12 +34,11 @@ def test_disk_use_is_the_sum_of_apparent_sizes(tmp_path: Path) -> None:
     assert disk_use_bytes(slot, outputs) == 1 + 1000 + len("/nowhere") + 20
 
 
-def test_disk(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(3 * MIB))
-    check_disk(tmp_path, [], 0)
-    check_disk(tmp_path, [], 3 * MIB)
+def test_disk() -> None:
+    check_disk(3 * MIB, 0)
+    check_disk(3 * MIB, 3 * MIB)
     with pytest.raises(DiskLimitExceeded, match=r"3 MiB, its workunit allows 2 MiB.*rsc_disk_bound"):
-        check_disk(tmp_path, [], 2 * MIB)
+        check_disk(3 * MIB, 2 * MIB)
 
 
 @pytest.mark.parametrize(("wish", "nice"), [(-1, 19), (0, 19), (1, 10), (2, 0), (3, -10), (4, -16), (7, 19)])

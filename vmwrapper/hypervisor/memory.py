@@ -36,6 +36,7 @@ from vmwrapper.errors import (
 )
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.interface import (
+    MIB,
     Abilities,
     CommandResult,
     FileKind,
@@ -140,6 +141,7 @@ class MemoryMachine:
         self.hypervisor = hypervisor
         self.snapshots: Sequence[Snapshot] = sorted(spec.snapshots, key=lambda one: -one.number)
         self._directory = spec.directory
+        self._memory_bytes = spec.memory_mib * MIB
         self._sweep()
         self.clock = clock
         self.off = asyncio.Event()
@@ -175,7 +177,7 @@ class MemoryMachine:
         self._enter(Power.RUNNING)
 
     def room_for_snapshot(self) -> Room:
-        return Room(state_bytes=len(self.guest.state()), disks_bytes=0)
+        return Room(state_bytes=self._memory_bytes, disks_bytes=0)
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         number = 1 + max((one.number for one in self.snapshots), default=0)

@@ -58,15 +58,18 @@ class Saved:
         return replace(self, layers=kept, layer_bytes=sizes)
 
     def check(self, directory: Path, made_by: Mapping[str, str], disks: Collection[str]) -> None:
-        """Raise SnapshotUnusable where a machine like that can't use it, or its files are not what they were.
-
-        Raises OSError where they can't be looked at.
-        """
+        """Raise SnapshotUnusable where a machine like that can't use it, or its files are not what they were."""
         for what, ours in made_by.items():
             if (theirs := self.made_by.get(what)) != ours:
                 raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
         if self.layers.keys() != set(disks):
             raise SnapshotUnusable("its machine had other disks")
+        try:
+            self._check_files(directory)
+        except OSError as error:
+            raise SnapshotUnusable(f"a file of it can't be looked at: {error.strerror}") from error
+
+    def _check_files(self, directory: Path) -> None:
         for name in self.files:
             if not (directory / name).is_file():
                 raise SnapshotUnusable(f"its file {name} is missing")

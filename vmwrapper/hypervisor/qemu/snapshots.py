@@ -178,8 +178,8 @@ class Snapshots:
     async def reopen(self, snapshot: Snapshot) -> Saved:
         """Have the disks as they were, each with a new layer on top. Raises SnapshotUnusable."""
         one = saved(snapshot)
+        one.check(self._directory, self._made_by, self._disks.stacks)
         try:
-            one.check(self._directory, self._made_by, self._disks.stacks)
             self._disks.reopen(one.layers)
         except OSError as error:
             raise SnapshotUnusable(f"a file of it can't be opened: {error}") from error
