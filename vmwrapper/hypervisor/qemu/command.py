@@ -136,7 +136,7 @@ def _stack(stack: Sequence[Layer], base: str | None) -> Iterator[str]:
     below = base
     for layer in stack:
         yield from _fdset(layer.file)
-        yield from ("-blockdev", json.dumps(layer.blockdev(below)))
+        yield from ("-blockdev", json.dumps(layer.blockdev(below, is_lowest=layer is stack[0])))
         below = layer.node
 
 

@@ -44,20 +44,19 @@ class Layer:
         """The number of the set through which QEMU gets its descriptor."""
         return self.file.fileno()
 
-    def blockdev(self, backing: str | None, *, flushes: bool = False) -> dict[str, Any]:
+    def blockdev(self, backing: str | None, *, is_lowest: bool = False) -> dict[str, Any]:
         """The node, above another one. Source: BlockdevOptions in QEMU's qapi/block-core.json.
 
-        What a guest wants flushed goes no further than to the host's kernel, unless the node `flushes`: when the power
+        What a guest wants flushed goes no further than to the host's kernel, but from the lowest layer: when the power
         goes, only frozen layers count, and these we bring to the disk ourselves. So a guest does not wait for the
-        host's disk, neither when it wants to nor when it is stopped.
+        host's disk, neither when it wants to nor when it is stopped. The lowest layer is the one that is merged into.
         """
-        file = {**file_node(f"/dev/fdset/{self.fdset}"), "node-name": f"{self.node}-file"}
         return {
             "node-name": self.node,
             "driver": "qcow2",
             "discard": "unmap",
-            "cache": {"no-flush": not flushes},
-            "file": file,
+            "cache": {"no-flush": not is_lowest},
+            "file": file_node(f"/dev/fdset/{self.fdset}"),
             "backing": backing,
         }
 

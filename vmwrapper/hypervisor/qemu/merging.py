@@ -1,12 +1,12 @@
 """Merges layers of a running machine's disks in the background, so that the stacks stay short.
 
-A layer is merged into the one below by QEMU's block-commit. Until that is done both are there, and the upper one hides
-what is written into the lower one: so a snapshot that needs both is good at any moment, if only the lower one's tables
-are, which is therefore flushed meanwhile. A top layer that stands for a snapshot is left alone: it is this disk as it
-was.
+Layers are merged into the lowest one by QEMU's block-commit. Until that is done all are there, and the upper ones hide
+what is written into the lowest: so a snapshot that needs them is good at any moment, if only the lowest one's tables
+are. Therefore that one flushes. A top layer that stands for a snapshot is left alone: it is this disk as it was.
 """
 
 import asyncio
+import itertools
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,18 +34,11 @@ class _Merge:
 
 
 def mergeable(stack: Sequence[Layer], frozen: Collection[str]) -> Sequence[Layer]:
-    """The lowest of the layers that follow each other and can become one; the first of them remains.
+    """The lowest layers that can become one, if there are several; the first of them remains.
 
     Neither the top layer, which is written to, nor those with the file names in `frozen`.
     """
-    found: list[Layer] = []
-    for layer in stack[:-1]:
-        if layer.path.name not in frozen:
-            found.append(layer)
-        elif len(found) > 1:
-            break
-        else:
-            found.clear()
+    found = list(itertools.takewhile(lambda layer: layer.path.name not in frozen, stack[:-1]))
     return found if len(found) > 1 else []
 
 
@@ -66,7 +59,6 @@ class Merging:
         for disk, stack in self._disks.stacks.items():
             if found := mergeable(stack, frozen):
                 merge = _Merge(disk, found[0], found[1:])
-                await self._reopen(merge, flushes=True)
                 await self._monitor.execute(
                     "block-commit",
                     {
@@ -93,7 +85,6 @@ class Merging:
             if "error" not in job:  # or else the next merge tries again
                 self._forget(merge)
             await self._monitor.execute("job-dismiss", {"id": merge.job})
-            await self._reopen(merge, flushes=False)  # which flushes once more
             if "error" not in job:
                 for layer in reversed(merge.layers):  # each is still held by the one above
                     await detach(self._monitor, layer)
@@ -103,13 +94,6 @@ class Merging:
         for layer in merge.layers:
             self._disks.stacks[merge.disk].remove(layer)
             self.gone.add(layer.path.name)
-
-    async def _reopen(self, merge: _Merge, *, flushes: bool) -> None:
-        stack = self._disks.stacks[merge.disk]
-        number = stack.index(merge.base)
-        below = stack[number - 1].node if number else self._disks.base(merge.disk)
-        node = merge.base.blockdev(below, flushes=flushes) | {"file": merge.base.blockdev(None)["file"]["node-name"]}
-        await self._monitor.execute("blockdev-reopen", {"options": [node]})
 
     async def _status(self, merge: _Merge) -> dict[str, Any]:
         jobs: Any = await self._monitor.execute("query-jobs")

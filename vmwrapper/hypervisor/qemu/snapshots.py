@@ -76,6 +76,8 @@ class Snapshots:
         number = self.next_number
         state = self._directory / f"state-{number}"
         try:
+            for stack in self._disks.stacks.values():
+                await asyncio.to_thread(sync, stack[0].path)  # in advance: it is flushed while the guest stands
             above = await self._disks.make(number + 1)
             try:
                 for layer in above.values():
