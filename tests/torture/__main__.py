@@ -15,7 +15,7 @@ from rich.table import Table
 from .harms import Plan, Way, plan, points_for, ways_here
 from .rounds import Outcome, run_round
 
-_DEFAULT_STEPS = 200
+_DEFAULT_STEPS = 150
 _AT_ONCE = 2
 
 
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--seed", default=None)
     parser.add_argument("--only", type=int, action="append", help="only the round of this number")
     parser.add_argument("--way", action="append", choices=[way.name for way in Way], help="only this kind")
-    parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="of the tortured program, some 20 a second")
+    parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="of the tortured program, some 12 a second")
     parser.add_argument("--at-once", type=int, default=_AT_ONCE)
     parser.add_argument("--json", type=Path, required=True)
     chosen = parser.parse_args()

@@ -7,9 +7,9 @@ from enum import Enum
 
 from .points import FULL_STATE, POINTS, Kind
 
-MOST_HARMS = 3
+_MOST_HARMS = 3
 _MOST_DELAY_S = 0.7
-_SECONDS_PER_STEP = 0.05
+_SECONDS_PER_STEP = 0.08
 _BOOT_S = 3.0
 _CHAPTERS = (
     "Machine created",
@@ -113,7 +113,7 @@ class Plan:
     seed: str
     way: Way
     steps: int
-    """Of the tortured program: some 20 a second."""
+    """Of the tortured program: some 12 a second."""
     harms: tuple[Harm, ...]
     main: int = 0
     """Which of them the round is about."""
@@ -129,11 +129,11 @@ def ways_here() -> list[Way]:
     return [way for way in Way if os.geteuid() == 0 or not way.needs_root]
 
 
-def plan(seed: str, way: Way, *, steps: int, point: str | None = None, most_harms: int = MOST_HARMS) -> Plan:
+def plan(seed: str, way: Way, *, steps: int, point: str | None = None) -> Plan:
     """Draw a round; `point` is where its first harm is done, if it is done at one."""
     chance = random.Random(f"plan {seed}")
     ways = [way]
-    while len(ways) < most_harms and chance.random() < 0.5:
+    while len(ways) < _MOST_HARMS and chance.random() < 0.5:
         ways.append(way if way.needs_root else chance.choice(_NEXT[way.needs_client]))
     harms = [_harm(chance, each, steps, point if number == 0 else None) for number, each in enumerate(ways)]
     main = 0

@@ -60,6 +60,7 @@ while [ $step -lt $steps ]; do
     echo "$step $sum" >state.new && mv state.new state && echo "$step $sum" >$memory/state || exit 4
     echo "$step" | awk '{{ print $1 / '$((steps + 1))' }}' >$memory/fraction
     [ $((step % {_STEPS_PER_LOOK})) -ne 0 ] || look
+    sleep 0.03 # so that there is time for a checkpoint where the processor is not emulated
 done
 agree
 look
