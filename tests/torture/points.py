@@ -110,6 +110,7 @@ _POINTS = (
     _before("state-sync", f"{_QEMU}.snapshots:sync", "something of a snapshot is about to be synced", most=12),
     _before("digest", f"{_QEMU}.snapshots:digest", "the state is being read back", most=8),
     _after("secured", f"{_QEMU}.snapshots:Snapshots._secured", "the snapshot is safe, the record not written"),
+    _before("verify", f"{_QEMU}.snapshots:Snapshots.verify", "a recorded snapshot is about to be read back"),
     _before("record", "vmwrapper.checkpointer:write_record", "the record of a checkpoint is about to be written"),
     _before("record-fsync", "vmwrapper.durable:os.fsync", "the new record's bytes are not synced", most=6),
     _before(
