@@ -132,10 +132,10 @@ def observe() -> None:
     """Have the tortured program's steps told at checkpoints, and take these as often as the job wants."""
     take, reattach = Checkpointer._take, TaskRun._reattach
 
-    async def observed_take(self: Checkpointer) -> None:
+    async def observed_take(self: Checkpointer, **named: Any) -> None:
         if not self._run_state.reasons and (step := await _step_of(self._machine)):
             say(f"step {step} before checkpoint {self._machine._snapshots.next_number}")  # type: ignore[attr-defined]
-        await take(self)
+        await take(self, **named)
 
     async def observed_reattach(self: TaskRun, *arguments: Any) -> None:
         await reattach(self, *arguments)

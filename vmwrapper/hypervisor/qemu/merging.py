@@ -53,8 +53,11 @@ class Merging:
         """The file names of layers that have been merged, and of which nobody but older descriptions knows."""
 
     async def begin(self, frozen: Collection[str]) -> None:
-        """Merge what can be, unless that is going on. Raises QMPError."""
-        if self._merges:
+        """Merge what can be, unless that is going on, or the guest stands since its memory was saved. Raises QMPError.
+
+        Then QEMU takes the disks for those of another one, which the memory went to.
+        """
+        if self._merges or await self._is_given_away():
             return
         for disk, stack in self._disks.stacks.items():
             if found := mergeable(stack, frozen):
@@ -94,6 +97,10 @@ class Merging:
         for layer in merge.layers:
             self._disks.stacks[merge.disk].remove(layer)
             self.gone.add(layer.path.name)
+
+    async def _is_given_away(self) -> bool:
+        said: Any = await self._monitor.execute("query-status")
+        return bool(said["status"] == "postmigrate")
 
     async def _status(self, merge: _Merge) -> dict[str, Any]:
         jobs: Any = await self._monitor.execute("query-jobs")
