@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from .checkpoints import measure_busy_checkpoints, measure_checkpoints, measure_freed_memory, measure_loss
 from .figure import Figure
 from .requests import measure_requests
 from .start import measure_idle, measure_start
@@ -27,6 +28,10 @@ MEASURES = (
     measure_further_tasks,
     measure_huge_file,
     measure_requests,
+    measure_checkpoints,
+    measure_busy_checkpoints,
+    measure_freed_memory,
+    measure_loss,
 )
 
 
