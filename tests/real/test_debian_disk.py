@@ -108,7 +108,7 @@ def spoil(folder: Path) -> None:
     spoils = start("run", write_job(folder, text, spoil=script))
     read_until(spoils, "Running the program")
     machine = machine_of(spoils)
-    while (folder / ".vmwrapper/overlay.qcow2").stat().st_size < 12 << 20:
+    while (folder / ".vmwrapper/root-1.qcow2").stat().st_size < 12 << 20:
         assert spoils.poll() is None
         time.sleep(0.05)
     spoils.kill()
