@@ -108,7 +108,7 @@ class Outcome:
 
 def play_back(place: Place, landmarks: Landmarks, cut: Cut) -> Outcome:
     """Have the power cut there, and the job go on until its end."""
-    _empty(place.slot)
+    empty(place.slot)
     materialize(landmarks.recording, cut, place.slot)
     outcome = Outcome(landmarks.safe(cut.after))
     outcome.problems.extend(_before(place.slot, outcome.safe))
@@ -138,7 +138,8 @@ def _before(slot: Path, safe: Reached) -> Iterator[str]:
             yield from _wrong_layer(slot / MACHINE_FOLDER / layer)
     elif (0, 0) < safe < (2, 0):
         yield f"there is no record, where {safe} was safe"
-    if safe >= (2, 0):
+    is_late = isinstance(record, Named) and record.in_place < record.reached.tasks_done
+    if safe >= (2, 0) and not is_late:
         yield from _wrong_outputs(slot)
 
 
@@ -193,7 +194,8 @@ def _wrong_outputs(slot: Path) -> Collection[str]:
     return wrong
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
+    """Remove what is in a folder."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
