@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -54,6 +54,8 @@ class Named:
     """So many tasks' outputs."""
     layers: frozenset[str]
     """Of all its checkpoints."""
+    states: Mapping[str, str]
+    """The digests of their states, by file name."""
 
 
 class Place(Enum):
@@ -87,11 +89,13 @@ def named(record: bytes) -> Named:
     """What a record names, which is valid."""
     found = json.loads(record)
     checkpoints = [one["snapshot"] for one in found["checkpoints"]]
-    layers = [json.loads(one["description"])["layers"].values() for one in checkpoints]
+    described = {one["number"]: json.loads(one["description"]) for one in checkpoints}
+    layers = [one["layers"].values() for one in described.values()]
     return Named(
         Reached(found["tasks_done"], max((one["number"] for one in checkpoints), default=0)),
         found["tasks_in_place"],
         frozenset(name for disks in layers for names in disks for name in names),
+        {f"state-{number}": one["state_digest"] for number, one in described.items()},
     )
 
 

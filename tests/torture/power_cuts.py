@@ -1,6 +1,7 @@
 """Cuts the power of a job with checkpoints, again and again, and has it go on from what is left.
 
     python -m tests.torture.power_cuts --cuts 100 --seed 7
+    python -m tests.torture.power_cuts --cuts 1000 --look  only looks at what is left: layers, states, record, outputs
     python -m tests.torture.power_cuts --keep FOLDER ...   keeps the recordings, and uses them when they are there
     python -m tests.torture.power_cuts --keep FOLDER --recording quits --cut 5012 none all 0   makes one of the cuts
 
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -23,7 +24,7 @@ from . import landmarks
 from .content import Fate
 from .landmarks import Landmarks
 from .power_cut import Cut
-from .recorded_job import Outcome, Place, play_back, record
+from .recorded_job import Outcome, Place, look, play_back, record
 
 QUITS_AFTER = 4
 KINDS = {"through": None, "quits": QUITS_AFTER}
@@ -53,12 +54,18 @@ class Tally:
         return "\n".join(f"{row[0]:12}" + "".join(f"{one:>12}" for one in row[1:]) for row in rows)
 
 
-def cut_and_go_on(
-    name: str, place: Place, found: Landmarks, cuts: Sequence[tuple[Cut, landmarks.Place]], tally: Tally
+def cut_all(
+    name: str,
+    place: Place,
+    found: Landmarks,
+    cuts: Sequence[tuple[Cut, landmarks.Place]],
+    tally: Tally,
+    *,
+    judge: Callable[[Place, Landmarks, Cut], Outcome],
 ) -> None:
     for cut, where in cuts:
         began_s = time.monotonic()
-        outcome = play_back(place, found, cut)
+        outcome = judge(place, found, cut)
         tally.add(where, outcome)
         words = f"{cut.after} {cut.contents.value} {cut.names.value} {cut.seed}"
         print(
@@ -109,6 +116,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for the recordings")
     parser.add_argument("--recording", choices=KINDS, help="only of this one")
     parser.add_argument("--cut", nargs=4, metavar=("AFTER", "CONTENTS", "NAMES", "SEED"), help="only this one")
+    parser.add_argument("--look", action="store_true", help="only look at what is left; a second a cut instead of ten")
     asked = parser.parse_args()
     names = [asked.recording] if asked.recording else list(KINDS)
     rng = Random(asked.seed)
@@ -121,7 +129,7 @@ def main() -> int:
                 cuts = [(Cut(int(after), Fate(contents), Fate(of_names), int(seed)), landmarks.Place.ELSEWHERE)]
             else:
                 cuts = found.cuts(how_many=asked.cuts // len(names), rng=rng)
-            cut_and_go_on(name, place, found, cuts, tally)
+            cut_all(name, place, found, cuts, tally, judge=look if asked.look else play_back)
     print(tally.table())
     return 1 if tally.bad else 0
 

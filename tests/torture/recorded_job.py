@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
+from vmwrapper.hypervisor.qemu.saved import digest
 
 from . import job
 from .landmarks import Landmarks, Named, Reached, named
@@ -106,12 +108,18 @@ class Outcome:
     log: str = ""
 
 
-def play_back(place: Place, landmarks: Landmarks, cut: Cut) -> Outcome:
-    """Have the power cut there, and the job go on until its end."""
+def look(place: Place, landmarks: Landmarks, cut: Cut) -> Outcome:
+    """Have the power cut there, and look at what is left, which is quick, but doesn't see what a guest would."""
     empty(place.slot)
     materialize(landmarks.recording, cut, place.slot)
     outcome = Outcome(landmarks.safe(cut.after))
     outcome.problems.extend(_before(place.slot, outcome.safe))
+    return outcome
+
+
+def play_back(place: Place, landmarks: Landmarks, cut: Cut) -> Outcome:
+    """Have the power cut there, and the job go on until its end."""
+    outcome = look(place, landmarks, cut)
     process = subprocess.run(
         [VMWRAPPER, "run", "--boot-limit", str(BOOT_LIMIT_S), place.slot / "job.xml"],
         capture_output=True,
@@ -136,6 +144,8 @@ def _before(slot: Path, safe: Reached) -> Iterator[str]:
             yield f"the record tells of {record.reached} only, where {safe} was safe"
         for layer in sorted(record.layers):
             yield from _wrong_layer(slot / MACHINE_FOLDER / layer)
+        for state, of_bytes in record.states.items():
+            yield from _wrong_state(slot / MACHINE_FOLDER / state, of_bytes)
     elif (0, 0) < safe < (2, 0):
         yield f"there is no record, where {safe} was safe"
     is_late = isinstance(record, Named) and record.in_place < record.reached.tasks_done
@@ -158,6 +168,13 @@ def _wrong_layer(layer: Path) -> Iterator[str]:
     check = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if check.returncode not in {0, _LEAKS_ONLY}:
         yield f"{layer.name}: {(check.stdout + check.stderr).strip()[:300]}"
+
+
+def _wrong_state(state: Path, of_bytes: str) -> Iterator[str]:
+    if not state.is_file():
+        yield f"there is no {state.name}"
+    elif digest(state, Event()) != of_bytes:
+        yield f"{state.name} is damaged"
 
 
 def _after(place: Place, status: int, outcome: Outcome) -> Iterator[str]:
