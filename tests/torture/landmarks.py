@@ -37,6 +37,10 @@ _FATES = (
 )
 
 
+_MOST_TABLES = 3
+"""Writes of a layer's tables in a row."""
+
+
 class Reached(NamedTuple):
     """How far the job is. More is larger."""
 
@@ -65,6 +69,8 @@ class Place(Enum):
     """A record is written, synced, renamed, its folder is synced, or it is removed."""
     MERGE = "merge"
     """A layer changes that a checkpoint needs, or is synced."""
+    TABLES = "tables"
+    """A layer that a checkpoint needs has changed a little, as by its tables, and is not synced yet."""
     UNLINK = "unlink"
     """A file of the machine is removed."""
     CHECKPOINT = "checkpoint"
@@ -76,7 +82,8 @@ class Place(Enum):
 
 _SHARES = {
     Place.RECORD: 6,
-    Place.MERGE: 6,
+    Place.MERGE: 4,
+    Place.TABLES: 4,
     Place.UNLINK: 2,
     Place.CHECKPOINT: 3,
     Place.OUTPUT: 2,
@@ -120,10 +127,16 @@ class Landmarks:
         told = _Told()
         frozen: frozenset[str] = frozenset()
         unsynced = False
+        unsynced_writes: dict[int, list[int]] = defaultdict(list)
         for number, operation in enumerate(self.recording.operations):
             if number >= self.recording.begun:
                 self.places[_place(operation, names, frozen)].append(number)
             names.apply(operation)
+            if isinstance(operation, ContentOperation) and names.called[operation.inode] in frozen:
+                unsynced_writes[operation.inode].append(number)
+            elif isinstance(operation, SyncFile):
+                writes = unsynced_writes.pop(operation.inode, [])
+                self.places[Place.TABLES] += [] if len(writes) > _MOST_TABLES else writes[-1:]
             if isinstance(operation, Rename) and operation.new_name == RECORD_FILE:
                 record = named(self._content(names.changes[names.root[RECORD_FILE]]))
                 self.records.append(record)
@@ -155,9 +168,10 @@ class Landmarks:
         for place, share in _SHARES.items():
             wanted = max(1, round(how_many * share / sum(_SHARES.values())))
             for one in _spread(self.places[place], wanted, rng):
-                contents, names = rng.choice(_FATES)
+                contents, names = (Fate.RANDOM, Fate.ALL) if place is Place.TABLES else rng.choice(_FATES)
                 seed = rng.getrandbits(32) if Fate.RANDOM in {contents, names} else 0
-                found.setdefault(Cut(one + rng.randint(0, 1), contents, names, seed), place)
+                behind = 1 if place is Place.TABLES else rng.randint(0, 1)
+                found.setdefault(Cut(one + behind, contents, names, seed), place)
         chosen = rng.sample(sorted(found, key=lambda cut: (cut.after, cut.seed)), min(how_many, len(found)))
         return sorted(((cut, found[cut]) for cut in chosen), key=lambda pair: (pair[0].after, pair[0].seed))
 
