@@ -678,7 +678,7 @@ class TestTheRecord:
                 hindrance.mkdir()
             elif done == ends_s:
                 hindrance.rmdir()
-            elif done == end_s:
+            if done == end_s:
                 guest.machine.end(MachineExited("killed"))
             seen.append(set(snapshots_in(slot)))
             if begins_s <= done < ends_s:
@@ -690,7 +690,7 @@ class TestTheRecord:
         return Watched(5000, look)
 
     def test_the_earlier_ones_are_still_good(self, slot: Path, caplog: pytest.LogCaptureFixture) -> None:
-        watched = self.watched(slot, fails_s=(210, 390), end_s=391)
+        watched = self.watched(slot, fails_s=(210, 390), end_s=390)
         assert run(client_of(slot), in_memory(watched), JOB, leaves_more=True) == ExitStatus.TEMPORARY
         assert caplog.text.count("No checkpoint: can't write") == 1
         newest, _ = record_in(slot).checkpoints

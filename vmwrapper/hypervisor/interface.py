@@ -207,7 +207,8 @@ class Machine(Protocol):
         """Take one more; on return it is on the host's disk.
 
         The guest stands still inside `standing`, which may be once or a few times, and is paused at its end; the last
-        time is that of the snapshot. Raises SnapshotFailed, also where the snapshot would be larger than that, and then
+        time is that of the snapshot. Raises SnapshotFailed, also where the snapshot would be larger than that or the
+        guest has not run since the last one, and then
         the guest and its other snapshots are none the worse; neither are they by a cancellation.
         """
 

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,6 +72,7 @@ class Snapshots:
             await merging.end()
         finally:
             self._forget_layers(merging.gone)
+        await asyncio.to_thread(self._remove_unneeded)
         number = self.next_number
         state = self._directory / f"state-{number}"
         try:
@@ -85,7 +85,11 @@ class Snapshots:
                 with state.open("xb") as file:
                     guards = _watch_size(file.fileno(), most_bytes), _bring_to_disk(state)
                     async with self.saving, beside(*guards):
-                        at_rest = partial(self._freeze, monitor, above)
+
+                        async def at_rest() -> None:
+                            _check_size(file.fileno(), most_bytes)
+                            await self._freeze(monitor, above)
+
                         await migration.save(monitor, file, standing=standing, at_rest=at_rest)
                     _check_size(file.fileno(), most_bytes)
             finally:
@@ -165,11 +169,15 @@ class Snapshots:
         """See `Machine.keep_snapshots`. May raise QMPError, too."""
         self._saved = {number: one for number, one in self._saved.items() if number in numbers}
         self._on_record = {file for one in self._saved.values() for file in one.files}
-        ours = {layer.path.name for layer in self._disks.all_layers()}
-        prefixes = ("state-", *(f"{disk}-" for disk in self._disks.stacks))
-        await asyncio.to_thread(self._remove_all_but, self._on_record | ours, prefixes)
+        await asyncio.to_thread(self._remove_unneeded)
         if merging:
             await self._begin_merge(merging)
+
+    def _remove_unneeded(self) -> None:
+        ours = {layer.path.name for layer in self._disks.all_layers()}
+        needed = {file for one in self._saved.values() for file in one.files}
+        prefixes = ("state-", *(f"{disk}-" for disk in self._disks.stacks))
+        self._remove_all_but(self._on_record | needed | ours, prefixes)
 
     async def _begin_merge(self, merging: Merging) -> None:
         await merging.begin(frozenset().union(*(one.frozen for one in self._saved.values())))
