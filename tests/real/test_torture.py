@@ -28,7 +28,7 @@ HARMS = (
     Harm(way=Way.QEMU, chapter=TAKEN, delay_s=0.2),
     Harm(way=Way.BOTH, chapter="before checkpoint", chapter_nth=2, delay_s=0.1),
     Harm(way=Way.TERM, chapter="Running the program: long.sh", delay_s=0.5),
-    Harm(way=Way.TERM_THEN_KILL, chapter=TAKEN, delay_s=0.3, then_s=0.15),
+    Harm(way=Way.TERM_THEN_KILL, chapter=TAKEN, delay_s=0.3, then_s=0.05),
     Harm(way=Way.FULL_DISK, chapter=TAKEN, delay_s=0.2, then_s=2),
     Harm(way=Way.CLIENT, chapter=TAKEN, delay_s=0.2, suspend_s=0.5),
     Harm(way=Way.CLIENT_BOTH, chapter=TAKEN, delay_s=0.5),
@@ -45,6 +45,8 @@ HARMS = (
     Harm(way=Way.CLIENT_POINT, point="finished"),
 )
 MOST_BYTES = 1 << 40
+MOST_ATTEMPTS = 4
+"""A moment after something is never sure to be met: a last checkpoint is taken within 0.2 s."""
 
 
 def name(harm: Harm) -> str:
@@ -55,9 +57,12 @@ def name(harm: Harm) -> str:
 def test_nothing_is_lost(harm: Harm) -> None:
     if harm.way.needs_root and os.geteuid() != 0:
         pytest.skip("needs root, to mount a small disk")
-    outcome = run_round(Plan(seed=name(harm), way=harm.way, steps=STEPS, harms=(harm,)))
-    assert not outcome.loss, f"{outcome.loss}: see {outcome.place}"
-    assert outcome.counts, "the job was done before that harm"
+    for attempt in range(MOST_ATTEMPTS):
+        outcome = run_round(Plan(seed=f"{name(harm)} {attempt}", way=harm.way, steps=STEPS, harms=(harm,)))
+        assert not outcome.loss, f"{outcome.loss}: see {outcome.place}"
+        if outcome.counts:
+            return
+    pytest.fail("the episode was over before that harm, each time")
 
 
 async def test_nothing_grows_with_checkpoints(tmp_path: Path) -> None:
