@@ -36,12 +36,16 @@ FILL = (
     f"mkdir -p /mem && mount -t tmpfs -o size={DIRTY_MIB + 1}m mem /mem && "
     f"for i in 1 2 3 4 5 6 7 8; do dd if=/dev/urandom of=/mem/$i bs=1M count={PART_MIB} 2>/dev/null || exit; done"
 )
+DIRTIED_AT_ONCE_MIB = 10
 DIRTY = (
-    f"(while :; do for i in 2 3; do dd if=/mem/$i of=/mem/1 bs=1M conv=notrunc; n=$((n + {PART_MIB}));"
-    " echo $n >/run/dirtied; done; done) >/dev/null 2>&1 </dev/null &"
+    "echo 0 >/run/dirtied;"
+    f"(while :; do for at in {' '.join(str(mib) for mib in range(0, PART_MIB, DIRTIED_AT_ONCE_MIB))}; do"
+    f" dd if=/mem/2 of=/mem/1 bs=1M count={DIRTIED_AT_ONCE_MIB} skip=$at seek=$at conv=notrunc; sleep 0.05;"
+    f" n=$((n + {DIRTIED_AT_ONCE_MIB})); echo $n >/run/dirtied; done; done) >/dev/null 2>&1 </dev/null &"
 )
 HALVE = "rm /mem/1 /mem/3 /mem/5 /mem/7"
 COUNT = (
+    "echo 0 >/run/count;"
     "(while :; do i=0; while [ $i -lt 100 ]; do i=$((i + 1)); done; n=$((n + 1)); echo $n >/run/count; done)"
     " >/dev/null 2>&1 </dev/null &"
 )
@@ -55,10 +59,7 @@ class Taken:
     stood_s: float
     took_s: float
     state: Path
-
-    @property
-    def size(self) -> int:
-        return self.state.stat().st_size
+    size: int
 
 
 class BenchMachine:
@@ -72,6 +73,12 @@ class BenchMachine:
         result = await self._machine.guest.run(["sh", "-c", script], limit_s=SCRIPT_LIMIT_S)
         assert result.status == 0, result
         return result.stdout.decode()
+
+    async def number(self, path: str) -> int:
+        """What stands in a file that is written again and again."""
+        while not (said := await self.sh(f"cat {path}")):
+            pass
+        return int(said)
 
     async def take(self) -> Taken:
         """The guest's standstill is by QEMU's word; the time until it is on the disk."""
@@ -91,7 +98,8 @@ class BenchMachine:
             stood_s = _stood_s(events.history)
         newest = machine.snapshots[0].number
         await machine.keep_snapshots([newest])
-        return Taken(stood_s, took_s, self._folder / f"state-{newest}")
+        state = self._folder / f"state-{newest}"
+        return Taken(stood_s, took_s, state, state.stat().st_size)
 
     async def revert(self) -> float:
         """How long it takes until the guest runs as in the last checkpoint."""
@@ -280,9 +288,9 @@ async def _measure_busy_checkpoints(folder: Path) -> list[Figure]:
 
 
 async def _dirtied_mb_per_s(machine: BenchMachine) -> float:
-    before, began_s = int(await machine.sh("cat /run/dirtied")), time.monotonic()
+    before, began_s = await machine.number("/run/dirtied"), time.monotonic()
     await asyncio.sleep(3)
-    after = int(await machine.sh("cat /run/dirtied"))
+    after = await machine.number("/run/dirtied")
     return (after - before) * MIB / 1e6 / (time.monotonic() - began_s)
 
 
@@ -322,10 +330,10 @@ async def _measure_loss(folder: Path) -> list[Figure]:
 
 async def _worked(machine: BenchMachine, *, takes: bool) -> float:
     """By a guest in one window, in which one checkpoint is taken."""
-    before, began_s = int(await machine.sh("cat /run/count")), time.monotonic()
+    before, began_s = await machine.number("/run/count"), time.monotonic()
     await asyncio.sleep(WINDOW_S / 4)
     if takes:
         await machine.take()
     await asyncio.sleep(began_s + WINDOW_S - time.monotonic())
-    after = int(await machine.sh("cat /run/count"))
+    after = await machine.number("/run/count")
     return (after - before) / (time.monotonic() - began_s)

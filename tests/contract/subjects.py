@@ -61,7 +61,7 @@ class MemorySubject:
         self.image = image
 
     def hypervisor(self) -> Hypervisor:
-        return MemoryHypervisor({COUNTER: _count}, boot_s=0.05, put_s=0.12)
+        return MemoryHypervisor({COUNTER: _count}, boot_s=0.2, put_s=0.12)
 
     async def make_folder(self, guest: Guest, path: str) -> None:
         _files(guest)[path] = FOLDER

@@ -11,6 +11,7 @@ Source: QEMU's docs/devel/migration.rst and qapi/migration.json; migration/ram.c
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
@@ -19,13 +20,18 @@ from vmwrapper.errors import SnapshotFailed
 from vmwrapper.hypervisor.interface import MIB, Standing
 
 _PACE = 1280 * MIB
-"""Bytes a second: so that the last of them are noticed in time. QEMU writes a tenth of that at once."""
-_LAST_BYTES = 144 * MIB
+"""Bytes a second: so that the last of them are noticed in time."""
+_NEAR_BYTES = 1024 * MIB
+_SLOWLY_BYTES = 256 * MIB
+_SLOW_PACE = 400 * MIB
+"""For these. QEMU writes a tenth of it at once, and rests until a tenth of a second is over, whatever it is told."""
+_RESTS_S = 0.06
+_LAST_BYTES = 48 * MIB
 _FEW_BYTES = 272 * MIB
 """That are written in a tenth of a second: the guest needs not go on meanwhile."""
 _UNLIMITED = 1 << 40
 _DOWNTIME_MS = 50
-_LOOK_S = 0.01
+_LOOK_S = 0.005
 _CANCEL_LIMIT_S = 10.0
 _CANCEL_LOOK_S = 0.2
 _SETTLES_S = 0.001
@@ -38,40 +44,44 @@ def most_bytes(memory_bytes: int) -> int:
     return memory_bytes if memory_bytes <= _FEW_BYTES else 2 * memory_bytes
 
 
-async def save(
-    monitor: QMPClient, file: BinaryIO, *, standing: Standing, at_rest: Callable[[], Awaitable[None]]
-) -> None:
-    """Write the state into an empty file. The guest runs on but for inside `standing`, at whose end it is paused.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """What others do while a state is saved."""
 
-    `at_rest` is called the last time, once the guest writes to no disk any more; the state is of this instant. Raises
-    SnapshotFailed, QMPError.
-    """
+    standing: Standing
+    """Makes the block inside which the guest stands, and at whose end it is paused."""
+    near: Callable[[], None]
+    """Called when it will soon stand for the last time."""
+    at_rest: Callable[[], Awaitable[None]]
+    """Called that time, once the guest writes to no disk any more: the state is of this instant."""
+
+
+async def save(monitor: QMPClient, file: BinaryIO, moments: Moments) -> None:
+    """Write the state into an empty file. Raises SnapshotFailed, QMPError."""
     await _prepare(monitor)
-    if not await _save(monitor, file, standing, at_rest, live=True):
+    if not await _save(monitor, file, moments, live=True):
         file.truncate(0)
         file.seek(0)
-        await _save(monitor, file, standing, at_rest, live=False)
+        await _save(monitor, file, moments, live=False)
 
 
-async def _save(
-    monitor: QMPClient, file: BinaryIO, standing: Standing, at_rest: Callable[[], Awaitable[None]], *, live: bool
-) -> bool:
+async def _save(monitor: QMPClient, file: BinaryIO, moments: Moments, *, live: bool) -> bool:
     """Whether the guest was stopped in time, before QEMU looked a second time."""
     await monitor.execute("migrate-set-parameters", {"max-bandwidth": _PACE})
     with _states(monitor) as states:
         await _hand_over(monitor, file.fileno())
-        async with _stopped(monitor, states, standing):
+        async with _stopped(monitor, states, moments.standing):
             await monitor.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
             await states.reach("active")
             if not live or await states.left_bytes() <= _FEW_BYTES:
                 await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
-                await _finish(monitor, states, at_rest)
+                await _finish(monitor, states, moments.at_rest)
                 return True
-        await states.mostly_written()
-        async with _stopped(monitor, states, standing):
+        await states.mostly_written(moments.near)
+        async with _stopped(monitor, states, moments.standing):
             await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
             if states.missed_nothing():
-                await _finish(monitor, states, at_rest)
+                await _finish(monitor, states, moments.at_rest)
                 return True
             await states.cancel()
     return False
@@ -155,15 +165,32 @@ class _States:
                 raise SnapshotFailed(f"the guest's memory can't be saved: {await self._complaint()}")
             self._take(await self._events.get())
 
-    async def mostly_written(self) -> None:
-        """Wait until little is left to write, or nothing more will be."""
+    async def mostly_written(self, near: Callable[[], None]) -> None:
+        """Wait until little is left to write and QEMU is about to do that, or until nothing more will be written."""
         try:
-            while await self.left_bytes() > _LAST_BYTES:  # noqa: ASYNC110  (no event tells it)
+            while await self.left_bytes() > _NEAR_BYTES:  # noqa: ASYNC110  (no event tells it)
                 await asyncio.sleep(_LOOK_S)
+            near()
+            while await self.left_bytes() > _SLOWLY_BYTES:  # noqa: ASYNC110  (the same)
+                await asyncio.sleep(_LOOK_S)
+            await self._monitor.execute("migrate-set-parameters", {"max-bandwidth": _SLOW_PACE})
+            await self._rest_before_last()
         except asyncio.CancelledError:
             with suppress(QMPError, TimeoutError):
                 await self.cancel()
             raise
+
+    async def _rest_before_last(self) -> None:
+        """Wait until most of QEMU's rest is over, before it writes the last but one time, or the last time."""
+        loop = asyncio.get_running_loop()
+        before, wrote_at_s = 0, 0.0
+        while (left := await self.left_bytes()) > _LAST_BYTES:
+            if left != before:
+                before, wrote_at_s = left, loop.time()
+            elif left <= _LAST_BYTES + _SLOW_PACE // 10:
+                await asyncio.sleep(wrote_at_s + _RESTS_S - loop.time())
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def left_bytes(self) -> int:
         """How much of the guest's memory is still to be written, of what QEMU knows."""

@@ -83,14 +83,16 @@ class Snapshots:
                 for layer in above.values():
                     await attach(monitor, layer)
                 with state.open("xb") as file:
-                    guards = _watch_size(file.fileno(), most_bytes), _bring_to_disk(state)
+                    near = asyncio.Event()
+                    guards = _watch_size(file.fileno(), most_bytes), _bring_to_disk(state, near)
                     async with self.saving, beside(*guards):
 
                         async def at_rest() -> None:
                             _check_size(file.fileno(), most_bytes)
                             await self._freeze(monitor, above)
 
-                        await migration.save(monitor, file, standing=standing, at_rest=at_rest)
+                        moments = migration.Moments(standing=standing, near=near.set, at_rest=at_rest)
+                        await migration.save(monitor, file, moments)
                     _check_size(file.fileno(), most_bytes)
             finally:
                 if self.next_number == number:
@@ -212,9 +214,9 @@ def _check_size(fd: int, most_bytes: int) -> None:
         raise SnapshotFailed(f"the guest's memory takes more than the {most_bytes // MIB} MiB that there are for it")
 
 
-async def _bring_to_disk(file: Path) -> NoReturn:
-    """Have the host write while QEMU does: so there is less to sync in the end, and no guest waits for a full cache."""
-    while True:
+async def _bring_to_disk(file: Path, enough: asyncio.Event) -> None:
+    """Have the host write while QEMU does, so that its cache is not full when the guest waits for QEMU."""
+    while not enough.is_set():
         await asyncio.sleep(_SYNC_S)
         await asyncio.to_thread(sync, file)
 
