@@ -84,12 +84,12 @@ class Fault:
 
     def _around_save(self, original: Call) -> Call:
         @functools.wraps(original)
-        async def save(monitor: Any, file: Any, **named: Any) -> Any:
+        async def save(monitor: Any, file: Any, moments: Any) -> Any:
             if not self._is_now((monitor, file)):
-                return await original(monitor, file, **named)
+                return await original(monitor, file, moments)
             self._told()
             with Path("/dev/full").open("wb") as full:
-                return await original(monitor, full, **named)
+                return await original(monitor, full, moments)
 
         return save
 
