@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from vmwrapper.errors import ProcessFailed
 
 STDERR_TAIL_BYTES = 4096
 _MOST_OUTPUT_BYTES = 1 << 30  # a package's files
+_LAST_WORDS_S = 0.1
 _FOR_US = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _KEPT_VARIABLES = ("HOME", "PATH", "TMPDIR", "SYSTEMROOT", "TEMP")
 
@@ -56,19 +57,23 @@ async def complete(  # noqa: PLR0913  (each of another kind)
     directory: Path | None = None,
     pass_fds: Sequence[int] = (),
     most_bytes: int = _MOST_OUTPUT_BYTES,
+    environment: Mapping[str, str] | None = None,
+    starts_daemons: bool = False,
 ) -> Completed:
     """Run a program to its end, whatever its status; killed and reaped when the limit or a cancellation comes first.
 
     It is also killed, and has that status, when it has printed more than `most_bytes`. Raises ProcessFailed where it
     can't be started or its output is not closed after `limit_s`: seconds of the clock, with which the program stops and
-    goes, or of the wall's.
+    goes, or of the wall's. `environment` is added to the clean one. One that starts daemons has a session of its own,
+    and hears what others are deaf to, as its daemons would be; its end is enough where they keep its output open.
     """
-    async with _started(argv, directory=directory, pass_fds=pass_fds, most_bytes=most_bytes) as (transport, end):
+    how = _Start(directory=directory, pass_fds=pass_fds, environment=environment or {}, is_apart=starts_daemons)
+    async with _started(argv, how, most_bytes=most_bytes) as (transport, end):
         stop, go = partial(_signal, transport, end, signal.SIGSTOP), partial(_signal, transport, end, signal.SIGCONT)
         try:
             with clock.followed_by(stop=stop, go=go) if clock else nullcontext():
                 async with clock.timeout(limit_s) if clock else asyncio.timeout(limit_s):
-                    await end.closed.wait()
+                    await (end.all_said() if starts_daemons else end.closed.wait())
         except TimeoutError as error:
             raise ProcessFailed(f"no end after {limit_s:g} s: {command_line(argv)}") from error
         return Completed(transport.get_returncode() or 0, bytes(end.stdout), bytes(end.stderr))
@@ -120,7 +125,7 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """The last few KiB of its stderr."""
+        """The last few KiB of what it printed."""
         return self._end.stderr.decode(errors="replace").strip()
 
     def stop(self) -> None:
@@ -143,24 +148,30 @@ class Child:
 
 @asynccontextmanager
 async def child(
-    argv: Sequence[str], *, pass_fds: Sequence[int] = (), niceness: int | None = None
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    niceness: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Child]:
     """Start a program that lives at most as long as the block, and is killed and reaped when it ends.
 
     On Linux the kernel also kills it when we die; so call this from the main thread only. `pass_fds` keep their numbers
-    and stay the caller's. Its standard output goes nowhere. It gets ours where `niceness` is less.
+    and stay the caller's. What it prints is part of its last words. It gets our niceness where `niceness` is less.
+    `environment` is added to the clean one.
     """
     if niceness is not None and (more := niceness - os.nice(0)) > 0 and shutil.which("nice"):
         argv = ["nice", "-n", str(more), *argv]
-    async with _started(argv, stdout=subprocess.DEVNULL, pass_fds=pass_fds) as (transport, end):
+    how = _Start(pass_fds=pass_fds, environment=environment or {})
+    async with _started(argv, how, most_bytes=None) as (transport, end):
         yield Child(transport, end)
 
 
 class _End(asyncio.SubprocessProtocol):
     """What a program says, and that it ends."""
 
-    def __init__(self, *, most_bytes: int) -> None:
-        """It is killed when it has printed more than that."""
+    def __init__(self, *, most_bytes: int | None) -> None:
+        """It is killed when it has printed more than that; None for one whose output is like its stderr."""
         self._most_bytes = most_bytes
         self.stdout = bytearray()
         self.stderr = bytearray()
@@ -172,13 +183,20 @@ class _End(asyncio.SubprocessProtocol):
         self._transport = cast("asyncio.SubprocessTransport", transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd == 1:
+        if fd == 1 and self._most_bytes is not None:
             self.stdout += data
             if len(self.stdout) > self._most_bytes:
                 _signal(self._transport, self, signal.SIGKILL)
         else:
             self.stderr += data
             del self.stderr[:-STDERR_TAIL_BYTES]
+
+    async def all_said(self) -> None:
+        """Wait until it has exited and what it said has come, though others may keep its output open."""
+        await self.exited.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self.closed.wait()
 
     def process_exited(self) -> None:
         self.exited.set()
@@ -187,31 +205,37 @@ class _End(asyncio.SubprocessProtocol):
         self.closed.set()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """How a program is started."""
+
+    directory: Path | None = None
+    pass_fds: Sequence[int] = ()
+    environment: Mapping[str, str]
+    is_apart: bool = False
+
+
 @asynccontextmanager
 async def _started(
-    argv: Sequence[str],
-    *,
-    directory: Path | None = None,
-    stdout: int = subprocess.PIPE,
-    pass_fds: Sequence[int] = (),
-    most_bytes: int = _MOST_OUTPUT_BYTES,
+    argv: Sequence[str], how: _Start, *, most_bytes: int | None
 ) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _End]]:
     if shutil.which(argv[0]) is None:
         raise ProcessFailed(f"can't start {argv[0]}: there is no such program")
     # Ctrl-C, a closed terminal and a shutdown of the host are for us: our children hear of them from us. They stay in
     # our process group, whose priority BOINC sets. A child inherits the mask: asyncio starts it before it first lets
     # others run, who would find us deaf, too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_US)
+    signal.pthread_sigmask(signal.SIG_BLOCK, () if how.is_apart else _FOR_US)
     try:
         transport, end = await asyncio.get_running_loop().subprocess_exec(
             partial(_End, most_bytes=most_bytes),
             *_bound_to_us(argv),
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=directory,
-            env=clean_environment(),
-            pass_fds=tuple(pass_fds),
+            cwd=how.directory,
+            env={**clean_environment(), **how.environment},
+            pass_fds=tuple(how.pass_fds),
+            start_new_session=how.is_apart,
         )
     except OSError as error:
         raise ProcessFailed(f"can't start {argv[0]}: {error.strerror}") from error

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+from vmwrapper.digest import digest
 from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
-from vmwrapper.hypervisor.qemu.saved import digest
 
 from . import job
 from .landmarks import Landmarks, Named, Reached, named

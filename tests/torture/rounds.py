@@ -22,10 +22,11 @@ from threading import Event
 import psutil
 
 from vmwrapper.checkpoint import Record, read_record
+from vmwrapper.digest import digest
 from vmwrapper.errors import VmwrapperError
 from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hypervisor.interface import MIB
-from vmwrapper.hypervisor.qemu.saved import digest, saved
+from vmwrapper.hypervisor.qemu.saved import saved
 from vmwrapper.twin.slot import SLOT_FOLDER
 
 from . import program

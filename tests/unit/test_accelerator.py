@@ -15,8 +15,9 @@ import pytest
 
 from vmwrapper import process
 from vmwrapper.errors import ProcessFailed, TemporaryFailure
+from vmwrapper.hypervisor.host import host_processor
 from vmwrapper.hypervisor.qemu import firmware
-from vmwrapper.hypervisor.qemu.accelerator import PROBE_LIMIT_S, Accelerator, Host, Verdict, best, host_processor, probe
+from vmwrapper.hypervisor.qemu.accelerator import PROBE_LIMIT_S, Accelerator, Host, Verdict, best, probe
 
 DONE = process.Completed(firmware.DONE_STATUS, b"", b"")
 ABORTED = process.Completed(-6, b"", b"warning: a\nqemu: Assertion failed.\n")

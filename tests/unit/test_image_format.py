@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmwrapper.hypervisor.qemu.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
+from vmwrapper.hypervisor.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
 
 from .fuzzing import fuzzed
 

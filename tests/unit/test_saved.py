@@ -12,9 +12,10 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmwrapper.digest import digest
 from vmwrapper.errors import SnapshotUnusable
 from vmwrapper.hypervisor.interface import Snapshot
-from vmwrapper.hypervisor.qemu.saved import Saved, digest, saved
+from vmwrapper.hypervisor.qemu.saved import Saved, saved
 
 from .fuzzing import fuzzed
 

@@ -110,7 +110,7 @@ class MemoryHypervisor:
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities(memory_snapshots=self.memory_snapshots)
+        return Abilities(guest_commands=True, memory_snapshots=self.memory_snapshots)
 
     async def probe(self, clock: RunningClock) -> ProbeResult:  # noqa: ARG002  (a real one's)
         await asyncio.sleep(0)  # as a real one, it lets others do something

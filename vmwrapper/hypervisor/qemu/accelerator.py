@@ -1,6 +1,5 @@
 """Which accelerator really runs a guest: found out by running one."""
 
-import hashlib
 import os
 import platform
 import tempfile
@@ -11,12 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from vmwrapper import process
 from vmwrapper.errors import ProcessFailed, TemporaryFailure
+from vmwrapper.hypervisor.host import boot_id
 from vmwrapper.hypervisor.qemu import firmware
-from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
+from vmwrapper.hypervisor.remembered import identity, keep, recall
 
 PROBE_LIMIT_S = 2.0
 _KVM_DEVICE = Path("/dev/kvm")
@@ -71,15 +69,6 @@ class Run(Protocol):
     ) -> process.Completed: ...
 
 
-def _boot_id() -> str | None:
-    try:
-        if platform.system() == "Linux":
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return str(int(psutil.boot_time()))
-    except OSError:
-        return None
-
-
 @dataclass(frozen=True, slots=True)
 class Host:
     """What a probe takes from the host.
@@ -89,21 +78,10 @@ class Host:
     """
 
     system: str = field(default_factory=platform.system)
-    boot_id: str | None = field(default_factory=_boot_id)
+    boot_id: str | None = field(default_factory=boot_id)
     kvm_device: Path = _KVM_DEVICE
     scratch: Path | None = None
     run: Run = process.complete
-
-
-def host_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The host's processor with what it can, on one line: what `-cpu host` makes of a guest's."""
-    try:
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    abilities = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
-    return f"{facts.get('model name', 'unknown')} ({abilities})"
 
 
 async def best(binary: Path, *, cache: Path | None, host: Host | None = None) -> tuple[Accelerator, list[Verdict]]:

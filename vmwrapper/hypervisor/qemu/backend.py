@@ -12,18 +12,19 @@ from pathlib import Path
 import psutil
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import HostMemoryShort, JobError, NoUsableHypervisor, ProcessFailed, TemporaryFailure
+from vmwrapper.errors import NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
+from vmwrapper.hypervisor.host import check_free_memory, host_processor
 from vmwrapper.hypervisor.interface import MIB, Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.qemu import accelerator
-from vmwrapper.hypervisor.qemu.accelerator import Accelerator, Host, host_processor
+from vmwrapper.hypervisor.qemu.accelerator import Accelerator, Host
 from vmwrapper.hypervisor.qemu.base_image import IMAGE_SUFFIXES, open_base_image
 from vmwrapper.hypervisor.qemu.command import ROOT, SCRATCH, Qemu, hardware_digest, name_option
 from vmwrapper.hypervisor.qemu.files import machine_files
 from vmwrapper.hypervisor.qemu.layers import Disks
 from vmwrapper.hypervisor.qemu.machine import QemuMachine
-from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
 from vmwrapper.hypervisor.qemu.snapshots import Snapshots
+from vmwrapper.hypervisor.remembered import identity, keep, recall
 from vmwrapper.process import complete, run
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class QemuHypervisor:
 
     name = "qemu"
     image_suffixes = IMAGE_SUFFIXES
-    abilities = Abilities(memory_snapshots=True, live_snapshots=True)
+    abilities = Abilities(guest_commands=True, memory_snapshots=True, live_snapshots=True)
 
     def __init__(self) -> None:
         self._qemu: Qemu | None = None
@@ -73,14 +74,7 @@ class QemuHypervisor:
     async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
         if self._qemu is None:
             raise NoUsableHypervisor("QEMU was not probed, or was found unusable")
-        memory_here_mib = psutil.virtual_memory().total // MIB
-        if spec.memory_mib > memory_here_mib:
-            raise JobError(f"the job wants {spec.memory_mib} MiB of memory; this computer has {memory_here_mib} MiB")
-        memory_free_mib = psutil.virtual_memory().available // MIB
-        if spec.memory_mib > memory_free_mib:
-            raise HostMemoryShort(
-                f"the job wants {spec.memory_mib} MiB of memory, and just now {memory_free_mib} MiB are free"
-            )
+        check_free_memory(spec.memory_mib)
         image = await open_base_image(spec.image, clock, qemu_img=self._qemu.img, cache=cache_folder())
         await asyncio.to_thread(_end_orphans, spec.identity)
         sizes = {ROOT: image.virtual_size, SCRATCH: spec.scratch_mib * MIB}

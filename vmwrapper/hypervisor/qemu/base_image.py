@@ -14,9 +14,9 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError
 from vmwrapper.guest.bundle import Bundle, DiskFormat, DiskSection, is_bundle, open_bundle
 from vmwrapper.hostile import printable
-from vmwrapper.hypervisor.qemu.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
+from vmwrapper.hypervisor.image_format import DiskFile, ImageFormat, UnusableDisk, image_format
 from vmwrapper.hypervisor.qemu.layers import file_node
-from vmwrapper.hypervisor.qemu.remembered import identity, keep, recall
+from vmwrapper.hypervisor.remembered import identity, keep, recall
 from vmwrapper.process import complete
 
 IMAGE_SUFFIXES = (".vmguest", ".qcow2", ".raw", ".img", ".vdi", ".vmdk", ".vhdx", ".vhd")

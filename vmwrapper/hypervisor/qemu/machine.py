@@ -15,6 +15,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import beside, ungrouped
+from vmwrapper.digest import digest_of
 from vmwrapper.errors import (
     GuestPanicked,
     GuestPoweredOff,
@@ -35,7 +36,7 @@ from vmwrapper.hypervisor.qemu.guest import QemuGuest, broken, exit_error
 from vmwrapper.hypervisor.qemu.layers import Disks
 from vmwrapper.hypervisor.qemu.merging import Merging
 from vmwrapper.hypervisor.qemu.saved import Saved
-from vmwrapper.hypervisor.qemu.snapshots import Snapshots, digest_of
+from vmwrapper.hypervisor.qemu.snapshots import Snapshots
 from vmwrapper.hypervisor.qemu.transfer import DataPort
 from vmwrapper.process import Child, child, command_line
 

@@ -5,13 +5,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import xxhash
-
 from vmwrapper.errors import SnapshotUnusable
-from vmwrapper.hypervisor.interface import MIB, Snapshot
+from vmwrapper.hypervisor.interface import Snapshot
 
 _FILE_NAME = re.compile(r"[a-z]+-[0-9]{1,9}\.qcow2")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -24,7 +21,7 @@ class Saved:
     number: int
     state_bytes: int
     state_digest: str
-    """As `digest` makes it."""
+    """As `digest_of` makes it."""
     layers: Mapping[str, Sequence[str]]
     """The file names of each disk's layers, from the lowest on."""
     layer_bytes: Mapping[str, int]
@@ -115,12 +112,3 @@ def _matched(value: Any, pattern: re.Pattern[str]) -> str:
     if not pattern.fullmatch(_checked(value, str)):
         raise ValueError(pattern)
     return str(value)
-
-
-def digest(file: Path, stop: Event) -> str:
-    """Of all its bytes, but of fewer once `stop` is set. Raises OSError."""
-    found = xxhash.xxh3_128()
-    with file.open("rb") as opened:
-        while not stop.is_set() and (chunk := opened.read(MIB)):
-            found.update(chunk)
-    return found.hexdigest()

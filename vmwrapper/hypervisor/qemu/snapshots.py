@@ -5,7 +5,6 @@ In which order what is written, and why that is safe at any moment, is in docs/c
 
 import asyncio
 import os
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import NoReturn
 from qemu.qmp import QMPClient
 
 from vmwrapper.concurrency import beside, ungrouped
+from vmwrapper.digest import digest_from_disk, digest_of
 from vmwrapper.durable import sync
 from vmwrapper.errors import ProcessFailed, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import MIB, Snapshot, Standing
 from vmwrapper.hypervisor.qemu import migration
 from vmwrapper.hypervisor.qemu.layers import Disks, Layer, discard
 from vmwrapper.hypervisor.qemu.merging import Merging, attach, detach
-from vmwrapper.hypervisor.qemu.saved import Saved, digest, saved
+from vmwrapper.hypervisor.qemu.saved import Saved, saved
 
 _SIZE_LOOK_S = 0.1
 _SYNC_S = 0.05
@@ -160,8 +160,7 @@ class Snapshots:
         one = self._saved[number]
         state = self._directory / one.state_file
         try:
-            await asyncio.to_thread(_forget_cached, state)
-            found = await digest_of(state)
+            found = await digest_from_disk(state)
         except OSError as error:
             raise SnapshotUnusable(f"its file {one.state_file} can't be read: {error.strerror}") from error
         if found != one.state_digest:
@@ -228,22 +227,3 @@ async def _take_back(monitor: QMPClient, above: Mapping[str, Layer]) -> None:
             for layer in above.values():
                 await detach(monitor, layer)
     discard(above)
-
-
-def _forget_cached(file: Path) -> None:
-    """Have the next reader get what is on the disk, where the host can do that; and leave its memory to others."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-async def digest_of(file: Path) -> str:
-    """Of a file's bytes, in a thread, which stops when we are cancelled."""
-    stop = threading.Event()
-    try:
-        return await asyncio.to_thread(digest, file, stop)
-    finally:
-        stop.set()
