@@ -7,13 +7,12 @@ where it looks for them. Source: the GRUB manual, "BIOS installation".
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import struct
-import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.debian_mirror import apt_connection, mirror, run
 from vmwrapper.folders import cache_folder
 
 TOOLS = ("mmdebstrap", "grub-mkimage", "mke2fs", "qemu-img", "apt-get")
@@ -74,16 +73,18 @@ def debian_disk() -> Path:
 
 
 def _build(scratch: Path) -> Path:
+    source = mirror()
+    assert source, "apt has no list of packages from a Debian mirror: apt-get update"
     (scratch / "tirfs.conf").write_text(_INITRAMFS)
     run(
         "mmdebstrap",
         *("--variant=essential", f"--include={PACKAGES}"),  # the essential ones, and these
-        *(f"--aptopt={option}" for option in ('APT::Install-Recommends "false"', *_apt_connection())),
+        *(f"--aptopt={option}" for option in ('APT::Install-Recommends "false"', *apt_connection())),
         *(f"--dpkgopt={option}" for option in _DPKG_OPTIONS),
         '--essential-hook=mkdir "$1/etc/tiny-initramfs"',
         f"--essential-hook=upload {scratch / 'tirfs.conf'} /etc/tiny-initramfs/tiny-initramfs.conf",
         f"--customize-hook={_PRUNE}",
-        *(RELEASE, scratch / "root", _mirror()),
+        *(RELEASE, scratch / "root", source),
     )
     return _disk(scratch)
 
@@ -109,23 +110,3 @@ def _boot_sectors(scratch: Path) -> bytes:
     first_sector, sectors = _PARTITION_AT // _SECTOR, _PARTITION_BYTES // _SECTOR
     linux = struct.pack("<B3xB3xII", 0x80, 0x83, first_sector, sectors)
     return (_GRUB / "boot.img").read_bytes()[:446] + linux + bytes(48) + b"\x55\xaa" + core.read_bytes()
-
-
-def _mirror() -> str:
-    """The mirror that this machine's apt is set up for."""
-    columns = ("--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
-    found = run("apt-get", "indextargets", *columns).split()
-    assert found, "apt has no list of packages from a Debian mirror: apt-get update"
-    return found[0]
-
-
-def _apt_connection() -> list[str]:
-    """How this machine's apt reaches its mirror, such as through a proxy."""
-    return re.findall(r"^Acquire::https?::.*", run("apt-config", "dump"), re.MULTILINE)
-
-
-def run(*argv: str | Path) -> str:
-    """The output of a program that must succeed."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{argv[0]}: {done.stderr[-2000:]}"
-    return done.stdout
