@@ -1,13 +1,14 @@
 # Everything a newcomer or CI needs; `make help` says what.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test torture fuzz check bench clean qemu image test-tools
+.PHONY: help setup run test torture fuzz check bench clean qemu image test-tools test-peers
 
 PYTHON ?= python3
 BIN := .venv/bin
 # One more than processors: those with the BOINC client mostly wait.
 TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
-INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs boinc-client fuse3
+INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs \
+	boinc-client fuse3 binutils genisoimage
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,7 +19,7 @@ run: setup  ## run examples/job.xml in a virtual machine
 	$(BIN)/vmwrapper run examples/job.xml
 	@cat examples/hubble.out
 
-test: setup test-tools $(BIN)/.ready-test  ## all tests; REQUIRE=qemu fails where those could not be run
+test: setup test-tools test-peers  ## all tests; REQUIRE=qemu fails where those could not be run
 	$(BIN)/pytest --numprocesses=$(TESTS_AT_ONCE) --dist=worksteal $(addprefix --require=,$(REQUIRE))
 
 torture: setup test-tools $(BIN)/.ready-test  ## harm jobs at every moment: ROUNDS=200, CUTS=100 of power, CHECKPOINTS=2000
@@ -63,9 +64,13 @@ qemu:
 
 test-tools:
 	@command -v mmdebstrap >/dev/null && command -v grub-mkimage >/dev/null && test -d /usr/lib/grub/i386-pc && \
-	command -v boinc >/dev/null && command -v fusermount3 >/dev/null || \
+	command -v boinc >/dev/null && command -v fusermount3 >/dev/null && \
+	command -v ld >/dev/null && command -v genisoimage >/dev/null || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
-	else echo "Tests with a Debian disk, the BOINC client or power cuts will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
+	else echo "Tests with a Debian disk, the BOINC client, power cuts or VirtualBox will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
+
+test-peers: test-tools $(BIN)/.ready-test
+	@$(BIN)/python -m tests.peers.virtualbox_chroot >/dev/null
 
 image: $(BIN)/.ready
 	@$(BIN)/vmwrapper image build

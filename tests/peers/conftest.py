@@ -9,8 +9,10 @@ import pytest
 
 from vmwrapper.folders import image_folder
 
+from . import boot_sector, virtualbox_chroot
 from .boinc_client import BoincClient
 from .project_server import ProjectServer, project_server
+from .virtualbox import Profile, clean_profile
 
 
 @pytest.fixture
@@ -43,3 +45,12 @@ def client(request: pytest.FixtureRequest, tmp_path: Path, server: ProjectServer
             process.kill()  # so that only this test fails
         psutil.wait_procs(left, timeout=5)
     assert left == []
+
+
+@pytest.fixture
+def virtualbox(tmp_path: Path) -> Iterator[Profile]:
+    """A profile of its own. Fails a test that leaves anything registered, or a machine running."""
+    if reason := boot_sector.missing() or virtualbox_chroot.missing():
+        pytest.skip(reason)
+    with clean_profile(tmp_path / "virtualbox") as profile:
+        yield profile
