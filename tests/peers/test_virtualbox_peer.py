@@ -72,7 +72,7 @@ def test_guest_counts_on_its_disk(virtualbox: Profile, tmp_path: Path, suffix: s
     start(virtualbox)
     wait_until(lambda: virtualbox.machines() == [])
     assert virtualbox.state(NAME) == "poweroff"
-    expected = ["BOOT 0", *(f"{word}" for n in range(1, 6) for word in (f"TICK {n}", f"DISK {n - 1}"))]
+    expected = ["BOOT 0", *(line for n in range(1, 6) for line in (f"TICK {n}", f"DISK {n - 1}"))]
     assert lines(serial) == expected
     start(virtualbox)
     wait_until(lambda: lines(serial)[:3] == ["BOOT 5", "TICK 6", "DISK 5"])
