@@ -26,6 +26,7 @@ from vmwrapper.hypervisor.interface import MIB, ProbeResult
 from vmwrapper.hypervisor.registry import Registry, all_hypervisors
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import resolve_job
+from vmwrapper.leftovers import Finding, State, clear
 from vmwrapper.shell.client import COMMAND_LIMIT_S, Session
 from vmwrapper.terminal import log_to_stderr, progress_display
 from vmwrapper.wrapper import BOOT_LIMIT_S, Options, run_episode
@@ -47,6 +48,7 @@ examples:
   vmwrapper run --client-script FILE job.xml
                                  run it as the BOINC client would, which suspends and kills it as FILE says
   vmwrapper probe                say which hypervisors this computer can use
+  vmwrapper gc                   show what jobs that are gone have left in hypervisors
 """
 _RUN_EPILOG = """\
 With --client-script the job runs in a slot of its own, a folder .vmwrapper-slot that is removed at the end, as it
@@ -78,6 +80,21 @@ examples:
   vmwrapper shell ~/hubble -- ls -l /tmp    from anywhere
   vmwrapper shell -- 'ps | grep hubble'
   vmwrapper shell -- cat /tmp/core >core    a file, where it has at most 512 KiB
+"""
+_GC_DESCRIPTION = """\
+Shows what jobs that are gone have left in this user's hypervisors, and removes it with --yes: machines and their
+processes, the disks that VirtualBox knows, and the folder .vmwrapper of the job's directory with their files. A wrapper
+removes all that itself, unless it is killed and its job never runs again.
+
+What belongs to a running job is not touched, nor is a machine that vmwrapper did not make. Where a job can go on from a
+checkpoint its files stay: its next run finds them."""
+_GC_EPILOG = """\
+The exit status is 0, or 75 where something could not be looked at or removed, which is named with the reason.
+
+examples:
+  vmwrapper gc                                only show it
+  vmwrapper gc --yes                          remove it
+  vmwrapper gc --backend virtualbox --json    of one hypervisor, for programs
 """
 
 
@@ -180,6 +197,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--json", action="store_true", help="for programs")
     probe.set_defaults(command=_probe)
+    collect = commands.add_parser(
+        "gc",
+        parents=[logging_options],
+        help="show, or remove, what jobs that are gone have left in hypervisors",
+        description=_GC_DESCRIPTION,
+        epilog=_GC_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    collect.add_argument("--yes", action="store_true", help="remove it; without, nothing is changed")
+    collect.add_argument("--backend", metavar="NAME", default=None, help="look into this hypervisor only")
+    collect.add_argument("--json", action="store_true", help="for programs")
+    collect.set_defaults(command=_gc)
     image = commands.add_parser("image", help="base images")
     build = image.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "build", parents=[logging_options], help="make the default guest from Debian's packages, unless it is there"
@@ -299,6 +328,21 @@ def _probe(chosen: argparse.Namespace) -> int:
 def _described(result: ProbeResult) -> str:
     usable = ("usable, accelerated" if result.accelerated else "usable, slowly") if result.usable else "not usable"
     return "\n  ".join([f"{result.name} {result.version or ''}: {usable}", *result.reasons])
+
+
+def _gc(chosen: argparse.Namespace) -> int:
+    hypervisors = Registry(all_hypervisors()).named(chosen.backend)
+    findings = asyncio.run(clear(hypervisors, removes=chosen.yes))
+    if chosen.json:
+        print(json.dumps([_as_json(finding) for finding in findings], indent=2))  # noqa: T201
+    else:
+        print("\n".join(map(str, findings)) or "nothing is left over")  # noqa: T201
+    failed = any(finding.state is State.NOT_REMOVED for finding in findings)
+    return ExitStatus.TEMPORARY if failed else 0
+
+
+def _as_json(finding: Finding) -> dict[str, object]:
+    return {**asdict(finding), "files": finding.files.name.lower()}
 
 
 def _image_build(chosen: argparse.Namespace) -> int:

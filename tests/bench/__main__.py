@@ -19,6 +19,7 @@ from .figure import Figure
 from .requests import measure_requests
 from .start import measure_idle, measure_start
 from .transfers import measure_further_tasks, measure_huge_file, measure_large_files, measure_small_files
+from .virtualbox import measure_virtualbox
 
 MEASURES = (
     measure_start,
@@ -32,6 +33,7 @@ MEASURES = (
     measure_busy_checkpoints,
     measure_freed_memory,
     measure_loss,
+    measure_virtualbox,
 )
 
 

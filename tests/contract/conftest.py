@@ -1,25 +1,44 @@
 """One machine of each hypervisor for the tests that leave it as it is, and the makings of others."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.peers import boot_sector, virtualbox_chroot
+from tests.peers.virtualbox import clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.memory import IMAGE
 
-from .subjects import MemorySubject, QemuSubject, Subject
+from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxSubject
 
 BOOT_LIMIT_S = 30.0
 
 
-@pytest.fixture(scope="module", params=["memory", pytest.param("qemu", marks=pytest.mark.qemu)])
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return _qemu() if request.param == "qemu" else _memory(tmp_path_factory.mktemp("images"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each hypervisor passes all tests of what it is able to do."""
+    if "subject" in metafunc.fixturenames:
+        able = [pytest.param("memory"), pytest.param("qemu", marks=pytest.mark.qemu)]
+        if metafunc.definition.get_closest_marker("guest_commands") is None:
+            able.append(pytest.param("virtualbox", marks=pytest.mark.virtualbox))
+        metafunc.parametrize("subject", able, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    match request.param:
+        case "memory":
+            yield _memory(tmp_path_factory.mktemp("images"))
+        case "qemu":
+            yield _qemu()
+        case "virtualbox":
+            with _virtualbox(tmp_path_factory.mktemp("virtualbox")) as subject:
+                yield subject
 
 
 def _memory(folder: Path) -> Subject:
@@ -35,6 +54,16 @@ def _qemu() -> Subject:
     if not image.is_file():
         pytest.skip(f"there is no {image}: make it with `vmwrapper image build`")
     return QemuSubject(image)
+
+
+@contextmanager
+def _virtualbox(folder: Path) -> Iterator[Subject]:
+    if reason := boot_sector.missing() or virtualbox_chroot.missing():
+        pytest.skip(reason)
+    with clean_profile(folder) as profile, pytest.MonkeyPatch.context() as patch:
+        for name in ("PATH", "VBOX_USER_HOME", "VBOX_IPC_SOCKETID"):
+            patch.setenv(name, profile.environment[name])
+        yield VirtualBoxSubject()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -71,7 +100,7 @@ async def machine(
     spec = make_spec(subject.image, tmp_path_factory.mktemp("machine"))
     async with hypervisor.machine(spec, RunningClock()) as machine:
         await machine.power_on()
-        await machine.guest.ready(limit_s=BOOT_LIMIT_S)
+        await subject.up(machine, limit_s=BOOT_LIMIT_S)
         yield machine
 
 

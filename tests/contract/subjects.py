@@ -1,5 +1,7 @@
 """The hypervisors that the contract is tested with, each with what tests do to its machines behind its back."""
 
+import asyncio
+import re
 import shlex
 from contextlib import suppress
 from pathlib import Path
@@ -7,11 +9,15 @@ from typing import Protocol
 
 import psutil
 
+from tests.peers import boot_sector
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
+from vmwrapper.guest.launcher import Launcher, Program
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineSpec, Snapshot
 from vmwrapper.hypervisor.memory import FOLDER, LINK, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.qemu.saved import saved
+from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
+from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
 
 COUNTER = "counter"
 COUNTER_SCRIPT = """\
@@ -31,9 +37,20 @@ class Subject(Protocol):
     """A hypervisor, and the hands of a guest's user or a host's owner."""
 
     image: Path
+    ends_within_s: float
+    """Whatever happens, the end of a machine's block; also each verb."""
 
     def hypervisor(self) -> Hypervisor:
         """A new one, not yet probed."""
+
+    async def up(self, machine: Machine, *, limit_s: float) -> None:
+        """Wait until the guest is up. Raises as `Guest.ready` does."""
+
+    async def start_counter(self, machine: Machine, folder: Path) -> None:
+        """Have a guest that is up count from now on; `folder` is for files of the host."""
+
+    async def counted(self, machine: Machine) -> int:
+        """How far, which a guest's memory and disk agree on."""
 
     async def make_folder(self, guest: Guest, path: str) -> None: ...
     async def make_link(self, guest: Guest, path: str, target: str) -> None: ...
@@ -54,7 +71,25 @@ class Subject(Protocol):
     async def panic(self, machine: Machine) -> None: ...
 
 
-class MemorySubject:
+class _Commanded:
+    """Of hypervisors whose guests take commands."""
+
+    ends_within_s = 1.0
+
+    async def up(self, machine: Machine, *, limit_s: float) -> None:
+        await machine.guest.ready(limit_s=limit_s)
+
+    async def start_counter(self, machine: Machine, folder: Path) -> None:
+        launcher = Launcher(machine.guest, datadir="/tmp", user="root")
+        await launcher.prepare(scratch=True)
+        await machine.guest.put(host_files(folder, {COUNTER: COUNTER_SCRIPT.encode()}), "/tmp")
+        await launcher.start(Program(path=COUNTER, environment={}))
+
+    async def counted(self, machine: Machine) -> int:
+        return int(await machine.guest.read("/tmp/count", limit_bytes=20) or 0)
+
+
+class MemorySubject(_Commanded):
     """See `Subject`."""
 
     def __init__(self, image: Path) -> None:
@@ -92,7 +127,7 @@ class MemorySubject:
         _in_memory(machine).end(GuestPanicked("panicked"))
 
 
-class QemuSubject:
+class QemuSubject(_Commanded):
     """See `Subject`."""
 
     def __init__(self, image: Path) -> None:
@@ -129,6 +164,41 @@ class QemuSubject:
 
     async def panic(self, machine: Machine) -> None:
         await _last_command(machine.guest, "echo c >/proc/sysrq-trigger")
+
+
+class VirtualBoxSubject:
+    """See `Subject`. Its guest counts from its start on, and does nothing else."""
+
+    ends_within_s = 15.0  # its service stalls for ten, once in some hundred calls
+
+    def __init__(self) -> None:
+        self.image = boot_sector.disk(boot_sector.boot_sector(timer_ticks=1, rests=False), "vdi")
+
+    def hypervisor(self) -> Hypervisor:
+        return VirtualBoxHypervisor()
+
+    async def up(self, machine: Machine, *, limit_s: float) -> None:
+        async with asyncio.timeout(limit_s):
+            while not await self.counted(machine):
+                await asyncio.sleep(0.02)
+
+    async def start_counter(self, machine: Machine, folder: Path) -> None:
+        pass
+
+    async def counted(self, machine: Machine) -> int:
+        found = re.findall(r"TICK (\d+)\nDISK (\d+)\n", machine.console_tail)
+        if not found:
+            return 0
+        memory, disk = map(int, found[-1])
+        assert disk == memory - 1
+        return memory
+
+    def files_of(self, snapshot: Snapshot) -> set[str]:
+        raise AssertionError
+
+    def kill(self, machine: Machine, spec: MachineSpec) -> None:
+        assert isinstance(machine, VirtualBoxMachine)
+        psutil.Process(machine._on.pid).kill()
 
 
 def host_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from vmwrapper.hypervisor.interface import MIB, FileKind, Guest
 
 from .subjects import Subject, host_files
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.guest_commands]
 
 LIMIT_S = 30.0
 LARGE = 8 * MIB

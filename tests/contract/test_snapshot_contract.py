@@ -15,11 +15,10 @@ import pytest
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import SnapshotFailed, SnapshotUnusable, VmwrapperError
-from vmwrapper.guest.launcher import Launcher, Program
-from vmwrapper.hypervisor.interface import MIB, Guest, Hypervisor, Machine, MachineSpec, Snapshot
+from vmwrapper.hypervisor.interface import MIB, Hypervisor, Machine, MachineSpec, Snapshot
 
-from .subjects import COUNTER, COUNTER_SCRIPT, MemorySubject, Subject, host_files
-from .test_hypervisor_contract import counted, cpu_time_in, nothing_left
+from .subjects import MemorySubject, Subject, host_files
+from .test_hypervisor_contract import cpu_time_in, goes_on, nothing_left
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,27 +38,16 @@ async def created(hypervisor: Hypervisor, spec: MachineSpec, *snapshots: Snapsho
 
 
 @asynccontextmanager
-async def counting(hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path) -> AsyncIterator[Machine]:
+async def counting(
+    subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+) -> AsyncIterator[Machine]:
     """A machine whose program counts."""
     async with created(hypervisor, spec) as machine:
         await machine.power_on()
-        await machine.guest.ready(limit_s=LIMIT_S)
-        launcher = Launcher(machine.guest, datadir="/tmp", user="root")
-        await launcher.prepare(scratch=True)
-        await machine.guest.put(host_files(tmp_path, {COUNTER: COUNTER_SCRIPT.encode()}), "/tmp")
-        await launcher.start(Program(path=COUNTER, environment={}))
-        await goes_on(machine.guest)
+        await subject.up(machine, limit_s=LIMIT_S)
+        await subject.start_counter(machine, tmp_path)
+        await goes_on(subject, machine)
         yield machine
-
-
-async def goes_on(guest: Guest) -> int:
-    """Wait until the program has counted on, by so much that it takes a while; how far."""
-    await guest.ready(limit_s=LIMIT_S)
-    before = await counted(guest)
-    async with asyncio.timeout(LIMIT_S):
-        while (now := await counted(guest)) < before + 15:
-            await asyncio.sleep(0.02)
-    return now
 
 
 async def stands_still(machine: Machine) -> bool:
@@ -94,7 +82,7 @@ def numbers(machine: Machine) -> list[int]:
 
 
 def files_in(spec: MachineSpec) -> set[str]:
-    return {path.name for path in spec.directory.iterdir()}
+    return {str(path.relative_to(spec.directory)) for path in spec.directory.rglob("*")}
 
 
 def state_of(snapshot: Snapshot, subject: Subject) -> str:
@@ -104,10 +92,11 @@ def state_of(snapshot: Snapshot, subject: Subject) -> str:
 
 
 class TestTaking:
+    @pytest.mark.guest_commands
     async def test_the_guest_stands_still_from_then_on(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             stood = []
 
             @contextmanager
@@ -121,27 +110,27 @@ class TestTaking:
                 assert stood == ["begins", "ends"]
                 assert await stands_still(machine)
                 await machine.resume()
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
             assert numbers(machine) == [1]
             assert machine.room_for_snapshot().state_bytes > 0
 
     async def test_of_a_paused_guest_which_stays_so(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await machine.pause()
             await machine.take_snapshot(standing, most_bytes=ROOM_BYTES)
             assert await stands_still(machine)
             await machine.resume()
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
             await machine.revert(machine.snapshots[0])
             await machine.resume()
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
 
     async def test_twice_while_the_guest_is_paused(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await machine.pause()
             await machine.take_snapshot(standing, most_bytes=ROOM_BYTES)
             with suppress(SnapshotFailed):  # there is nothing new
@@ -150,9 +139,9 @@ class TestTaking:
             assert numbers(machine) in ([1], [2, 1])
 
     async def test_one_that_is_too_large_changes_nothing(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await take(machine)
             before, files = list(machine.snapshots), files_in(spec)
             stood = []
@@ -167,33 +156,34 @@ class TestTaking:
                     await machine.take_snapshot(stands, most_bytes=1)
                 if stood:
                     await machine.resume()
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
             assert list(machine.snapshots) == before
             assert len(files_in(spec)) <= len(files) + 1
             await take(machine)
             await machine.revert(machine.snapshots[0])
             await machine.resume()
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
 
     async def test_an_error_of_the_block_in_which_it_stands_comes_out(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
         @contextmanager
         def fails() -> Iterator[None]:
             raise ValueError("of the block")
             yield
 
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             with pytest.raises(ValueError, match="of the block"):
                 await machine.take_snapshot(fails, most_bytes=ROOM_BYTES)
             await machine.resume()
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
             await take(machine)
 
+    @pytest.mark.guest_commands
     async def test_one_that_is_cancelled_leaves_the_machine_good_for_more(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await mark(machine, tmp_path, "one")
             first = await take(machine)
             for hundredths in (0, 2, 4, 5, 6, 7, 8, 9, 10, 13, 20):
@@ -203,7 +193,7 @@ class TestTaking:
                 await asyncio.wait([taking], timeout=1)
                 assert taking.done()
                 await machine.resume()
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
                 if not taking.cancelled():
                     await machine.keep_snapshots([first.number])
                 assert numbers(machine) == [first.number]
@@ -214,35 +204,65 @@ class TestTaking:
                 await machine.revert(snapshot)
                 await machine.resume()
                 assert await marks(machine, "one", "two") == expected
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
 
 
 class TestReverting:
+    async def test_the_guest_goes_on_where_it_was(
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+    ) -> None:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
+            before = await subject.counted(machine)
+            await take(machine)
+            after = await goes_on(subject, machine)
+            later = await goes_on(subject, machine)
+            for _ in range(2):
+                await machine.revert(machine.snapshots[0])
+                assert await stands_still(machine)
+                await machine.resume()
+                await goes_on(subject, machine)
+            assert before < await subject.counted(machine) < later
+            await take(machine)
+        for snapshots in (machine.snapshots, machine.snapshots[1:]):
+            async with created(hypervisor, spec, *snapshots) as machine:
+                await machine.revert(snapshots[0])
+                await machine.resume()
+                assert before < await goes_on(subject, machine) < later + 100
+            assert list(machine.snapshots) == list(snapshots)
+        assert after < later
+        async with created(hypervisor, spec):
+            pass
+        assert files_in(spec) == set()
+
+    @pytest.mark.guest_commands
     async def test_memory_and_files_are_as_they_were_and_the_clock_is_late(
         self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await mark(machine, tmp_path, "one")
-            before = await counted(machine.guest)
+            before = await subject.counted(machine)
             snapshot = await take(machine)
             await mark(machine, tmp_path, "two")
             await asyncio.sleep(1)
-            later = await goes_on(machine.guest)
+            later = await goes_on(subject, machine)
             used_s, uptime_s = machine.cpu_time_s(), await subject.uptime_s(machine)
             await machine.revert(snapshot)
             assert machine.cpu_time_s() >= used_s
             assert await stands_still(machine)
             await machine.resume()
             await machine.guest.ready(limit_s=LIMIT_S)
-            assert before <= await counted(machine.guest) < later
+            assert before <= await subject.counted(machine) < later
             assert await subject.uptime_s(machine) < uptime_s
             assert await marks(machine, "one", "two") == ["one"]
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
             await mark(machine, tmp_path, "two")
             assert await marks(machine, "two") == ["two"]
 
-    async def test_to_any_of_them_in_any_order(self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+    @pytest.mark.guest_commands
+    async def test_to_any_of_them_in_any_order(
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+    ) -> None:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             left = {}
             for name in ("a", "b"):
                 await mark(machine, tmp_path, name)
@@ -259,15 +279,16 @@ class TestReverting:
                 await machine.revert(snapshot)
                 await machine.resume()
                 assert await marks(machine, "a", "b", "c") == left[number]
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
 
+    @pytest.mark.guest_commands
     async def test_in_a_later_episode(
         self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await mark(machine, tmp_path, "one")
             await take(machine)
-            first = await goes_on(machine.guest)
+            first = await goes_on(subject, machine)
             await take(machine)
         snapshots = list(machine.snapshots)
         kept = subject.files_of(snapshots[0]) | subject.files_of(snapshots[1])
@@ -277,17 +298,18 @@ class TestReverting:
                 await machine.revert(snapshot)
                 await machine.resume()
                 assert await marks(machine, "one") == ["one"]
-                assert (await counted(machine.guest) >= first) is (snapshot == snapshots[0])
-                await goes_on(machine.guest)
+                assert (await subject.counted(machine) >= first) is (snapshot == snapshots[0])
+                await goes_on(subject, machine)
             assert list(machine.snapshots) == snapshots
             assert files_in(spec) == kept
         async with created(hypervisor, spec, snapshots[0]):
             assert files_in(spec) == subject.files_of(snapshots[0])
 
+    @pytest.mark.guest_commands
     async def test_and_further_from_episode_to_episode(
         self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await take(machine)
         names = ["a", "b", "c", "d", "e"]
         for number, name in enumerate(names):
@@ -296,7 +318,7 @@ class TestReverting:
                 await machine.resume()
                 assert await marks(machine, *names) == names[:number]
                 await mark(machine, tmp_path, name)
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
                 await take(machine)
                 await machine.keep_snapshots(numbers(machine)[:2])
                 kept = list(machine.snapshots)
@@ -306,8 +328,10 @@ class TestReverting:
 
 
 class TestKeeping:
-    async def test_others_are_deleted(self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path) -> None:
-        async with nothing_left(spec), counting(hypervisor, spec, tmp_path) as machine:
+    async def test_others_are_deleted(
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+    ) -> None:
+        async with nothing_left(spec), counting(subject, hypervisor, spec, tmp_path) as machine:
             for _ in range(3):
                 await take(machine)
             third, second, first = machine.snapshots
@@ -320,23 +344,24 @@ class TestKeeping:
                     await machine.revert(gone)
             await machine.revert(machine.snapshots[0])
             await machine.resume()
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
             await machine.keep_snapshots([])
             await machine.keep_snapshots([])
             assert numbers(machine) == []
-            await goes_on(machine.guest)
+            await goes_on(subject, machine)
 
+    @pytest.mark.guest_commands
     async def test_many_of_them_leave_no_more_files_than_few(
-        self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
     ) -> None:
         files = []
-        async with counting(hypervisor, spec, tmp_path) as machine, beside(machine.watch()):
+        async with counting(subject, hypervisor, spec, tmp_path) as machine, beside(machine.watch()):
             for number in range(10):
                 await mark(machine, tmp_path, str(number))
                 await take(machine)
                 await machine.keep_snapshots(numbers(machine)[:2])
                 files.append(len(files_in(spec)))
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
             newest, older = machine.snapshots
         assert max(files[4:]) <= max(files[:5]), files
         async with created(hypervisor, spec, newest, older) as machine:
@@ -345,20 +370,23 @@ class TestKeeping:
                 await machine.resume()
                 expected = [str(number) for number in range(most)]
                 assert await marks(machine, *map(str, range(10))) == expected
-                await goes_on(machine.guest)
+                await goes_on(subject, machine)
 
 
 class TestUnusable:
     @pytest.fixture
-    async def left(self, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path) -> tuple[Snapshot, Path]:
+    async def left(
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path
+    ) -> tuple[Snapshot, Path]:
         """One snapshot, which an earlier episode has left, and a copy of all its files."""
-        async with counting(hypervisor, spec, tmp_path) as machine:
+        async with counting(subject, hypervisor, spec, tmp_path) as machine:
             await mark(machine, tmp_path, "one")
             await take(machine)
         copy = tmp_path / "copy"
         shutil.copytree(spec.directory, copy)
         return machine.snapshots[0], copy
 
+    @pytest.mark.guest_commands
     async def test_what_is_damaged(
         self,
         subject: Subject,
@@ -387,6 +415,7 @@ class TestUnusable:
             assert await marks(machine, "one") == []
         assert files_in(spec) == set()
 
+    @pytest.mark.guest_commands
     async def test_what_is_empty(
         self,
         subject: Subject,
@@ -403,6 +432,7 @@ class TestUnusable:
                 with pytest.raises(SnapshotUnusable):
                     await machine.revert(snapshot)
 
+    @pytest.mark.guest_commands
     async def test_what_makes_no_sense(self, hypervisor: Hypervisor, spec: MachineSpec) -> None:
         for description in ("", "{}", "[", "7", "[" * 100_000, "☃", '{"layers": {"scratch": ["../x"]}}'):
             odd = Snapshot(3, description)
@@ -416,6 +446,7 @@ class TestUnusable:
             await machine.power_on()
             await machine.guest.ready(limit_s=LIMIT_S)
 
+    @pytest.mark.guest_commands
     async def test_of_another_machine(
         self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, left: tuple[Snapshot, Path]
     ) -> None:
@@ -426,6 +457,7 @@ class TestUnusable:
                 with pytest.raises(SnapshotUnusable, match="its machine had"):
                     await machine.revert(left[0])
 
+    @pytest.mark.guest_commands
     async def test_another_number(
         self,
         subject: Subject,

@@ -66,8 +66,10 @@ again:
     call print_number
     movl count, %eax
     movl %eax, numbers_sector
+write:
     movw $0x4300, %ax
     call disk
+    jc write
 decide:
     movl count, %eax
     cmpl $POWERS_OFF_AT, %eax

@@ -20,11 +20,18 @@ if sys.platform == "win32":
     def _take(file: BinaryIO) -> None:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
+    def _look(file: BinaryIO) -> None:
+        _take(file)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
 else:
     import fcntl
 
     def _take(file: BinaryIO) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _look(file: BinaryIO) -> None:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 LOCK_FILE = "boinc_lockfile"
@@ -53,6 +60,21 @@ def slot_lock(slot: Path) -> Iterator[None]:
             if sys.platform != "win32":  # which unlinks no open file, and needs not to
                 with suppress(OSError):  # the kernel drops the lock all the same
                     path.unlink()
+
+
+def is_held(slot: Path) -> bool:
+    """Whether another process holds the slot's lock, or there is no way to tell. Nothing is changed.
+
+    Not for a process that holds it itself, which would lose it.
+    """
+    try:
+        with (slot / LOCK_FILE).open("rb") as file:
+            _look(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # also of a file system without locks
+        return True
+    return False
 
 
 def _opened(path: Path) -> BinaryIO:

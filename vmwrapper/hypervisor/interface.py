@@ -12,7 +12,7 @@ await; the machine is then good for nothing but the end of its block, which puts
 the RunningClock that the machine was created with. Errors are those of errors.py.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -31,6 +31,8 @@ SCRATCH_SERIAL = "vmwrapper-scratch"
 class Abilities:
     """What a hypervisor can do beyond running a machine."""
 
+    guest_commands: bool = False
+    """Commands are run in the guest, and files copied: a job needs it."""
     memory_snapshots: bool = False
     """A snapshot contains the guest's memory, so that a restart goes on where it was taken."""
     live_snapshots: bool = False
@@ -67,6 +69,16 @@ class MachineIdentity:
 
     def __str__(self) -> str:
         return f"vmwrapper {self.project} {self.result_name} {self.slot}"
+
+
+def slot_in(identity: str) -> Path | None:
+    """The slot of the identity that this is the text of, which any of its parts may make ambiguous: one that exists."""
+    words = identity.split(" ")
+    if words[0] != "vmwrapper":
+        return None
+    ends = (Path(" ".join(words[number:])) for number in range(3, len(words)))
+    slots = [end for end in ends if end.is_absolute()]
+    return next((slot for slot in slots if slot.is_dir()), slots[0] if slots else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +219,8 @@ class Machine(Protocol):
         """Take one more; on return it is on the host's disk.
 
         The guest stands still inside `standing`, which may be once or a few times, and is paused at its end; the last
-        time is that of the snapshot. Raises SnapshotFailed, also where the snapshot would be larger than that or the
+        time is that of the snapshot. A hypervisor that stops and lets go on a running guest by itself enters it just
+        before. Raises SnapshotFailed, also where the snapshot would be larger than that or the
         guest has not run since the last one, and then
         the guest and its other snapshots are none the worse; neither are they by a cancellation.
         """
@@ -237,6 +250,27 @@ class Machine(Protocol):
         """Memory of the host that the machine has in RAM; 0 when it is off."""
 
 
+class Screen(Protocol):
+    """What a machine is, too, whose hypervisor has the ability `screen`."""
+
+    async def screenshot(self, file: Path) -> None:
+        """Make a picture of the guest's screen, as PNG, in a new file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """What a hypervisor still has of a machine of ours, which a living wrapper may need, or none."""
+
+    what: str
+    """As the beginning of a sentence, on one line."""
+    slot: Path
+    """Whoever needs it holds the lock of this folder, which may be gone."""
+    files: Path
+    """The folder of its files; it may be gone, or hold what a later episode goes on from."""
+    remove: Callable[[], Awaitable[None]]
+    """On return the hypervisor knows nothing of it; its files are as they were. Raises TemporaryFailure."""
+
+
 class Hypervisor(Protocol):
     """One program or service that runs virtual machines."""
 
@@ -259,3 +293,10 @@ class Hypervisor(Protocol):
 
     def machine(self, spec: MachineSpec, clock: RunningClock) -> AbstractAsyncContextManager[Machine]:
         """Create a machine, powered off. Raises JobError for an image that it can't use."""
+
+    async def leftovers(self) -> Sequence[Leftover]:
+        """All that it has of this user's machines of ours, maybe living ones, too. It need not have been probed.
+
+        Looking changes nothing and disturbs no machine. Raises TemporaryFailure where it can't be looked at; there is
+        nothing where it is not installed.
+        """

@@ -40,6 +40,7 @@ from vmwrapper.hypervisor.interface import (
     Abilities,
     CommandResult,
     FileKind,
+    Leftover,
     Machine,
     MachineSpec,
     ProbeResult,
@@ -130,6 +131,9 @@ class MemoryHypervisor:
                     yield machine
                 finally:
                     await machine.power_off()
+
+    async def leftovers(self) -> Sequence[Leftover]:
+        return ()
 
 
 class MemoryMachine:

@@ -7,13 +7,14 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
+from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 
 log = logging.getLogger(__name__)
 
 
 def all_hypervisors() -> tuple[Hypervisor, ...]:
     """One of each, in the order of preference among equals."""
-    return (QemuHypervisor(),)
+    return (QemuHypervisor(), VirtualBoxHypervisor())
 
 
 class Registry:
@@ -23,13 +24,13 @@ class Registry:
         self._hypervisors = hypervisors
         self._results: dict[str, ProbeResult] = {}
 
+    def named(self, wanted: str | None) -> Sequence[Hypervisor]:
+        """All of this name, or all for none. Raises JobError where there are none."""
+        return _named(self._hypervisors, wanted)
+
     def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
-        """All that a job may mean by this name, or by none. Raises JobError where there are none."""
-        found = [hypervisor for hypervisor in self._hypervisors if wanted in (None, hypervisor.name)]
-        if not found:
-            known = ", ".join(hypervisor.name for hypervisor in self._hypervisors)
-            raise JobError(f"there is no backend {wanted!r} in this version: it has {known}")
-        return found
+        """The same of those that run jobs: all that a job may mean by this name."""
+        return _named([one for one in self._hypervisors if one.abilities.guest_commands], wanted)
 
     async def choose(self, wanted: str | None, clock: RunningClock) -> Hypervisor:
         """The hypervisor with this name, or the best usable one: accelerated ones first.
@@ -54,3 +55,11 @@ class Registry:
                 log.debug("%s: %s", result.name, reason)
             self._results[hypervisor.name] = result
         return self._results[hypervisor.name]
+
+
+def _named(hypervisors: Sequence[Hypervisor], wanted: str | None) -> Sequence[Hypervisor]:
+    found = [hypervisor for hypervisor in hypervisors if wanted in (None, hypervisor.name)]
+    if not found:
+        known = ", ".join(hypervisor.name for hypervisor in hypervisors)
+        raise JobError(f"there is no backend {wanted!r} in this version: it has {known}")
+    return found

@@ -1,33 +1,28 @@
 """QEMU as a hypervisor: found, tried out, and asked for machines."""
 
 import asyncio
-import logging
 import re
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-
-import psutil
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.host import check_free_memory, host_processor
-from vmwrapper.hypervisor.interface import MIB, Abilities, Machine, MachineIdentity, MachineSpec, ProbeResult
-from vmwrapper.hypervisor.qemu import accelerator
+from vmwrapper.hypervisor.interface import MIB, Abilities, Leftover, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.qemu import accelerator, orphans
 from vmwrapper.hypervisor.qemu.accelerator import Accelerator, Host
 from vmwrapper.hypervisor.qemu.base_image import IMAGE_SUFFIXES, open_base_image
-from vmwrapper.hypervisor.qemu.command import ROOT, SCRATCH, Qemu, hardware_digest, name_option
+from vmwrapper.hypervisor.qemu.command import ROOT, SCRATCH, Qemu, hardware_digest
 from vmwrapper.hypervisor.qemu.files import machine_files
 from vmwrapper.hypervisor.qemu.layers import Disks
 from vmwrapper.hypervisor.qemu.machine import QemuMachine
 from vmwrapper.hypervisor.qemu.snapshots import Snapshots
 from vmwrapper.hypervisor.remembered import identity, keep, recall
 from vmwrapper.process import complete, run
-
-log = logging.getLogger(__name__)
 
 _OLDEST_VERSION = (7, 0)
 _VERSION = re.compile(r"\d+\.\d+(\.\d+)*")
@@ -76,7 +71,7 @@ class QemuHypervisor:
             raise NoUsableHypervisor("QEMU was not probed, or was found unusable")
         check_free_memory(spec.memory_mib)
         image = await open_base_image(spec.image, clock, qemu_img=self._qemu.img, cache=cache_folder())
-        await asyncio.to_thread(_end_orphans, spec.identity)
+        await asyncio.to_thread(orphans.end, spec.identity)
         sizes = {ROOT: image.virtual_size, SCRATCH: spec.scratch_mib * MIB}
         bases = [ROOT] if image.disk else []
         disks = Disks(spec.directory, sizes, bases=bases, qemu_img=self._qemu.img)
@@ -94,6 +89,9 @@ class QemuHypervisor:
         finally:
             disks.close()
             snapshots.sweep()
+
+    async def leftovers(self) -> Sequence[Leftover]:
+        return await asyncio.to_thread(orphans.found)
 
 
 def _made_by(qemu: Qemu, spec: MachineSpec, disks: Disks) -> dict[str, str]:
@@ -118,14 +116,3 @@ async def _facts(system: Path, clock: RunningClock) -> tuple[str, bool]:
     facts = found[0], "\n-sandbox" in said
     keep(file, question, facts)
     return facts
-
-
-def _end_orphans(identity: MachineIdentity) -> None:
-    """End the QEMU of an earlier episode of this job, whose wrapper died before the kernel knew of their bond."""
-    name = name_option(identity)
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if name in process.cmdline():
-                log.warning("ending QEMU %d, left over from an earlier episode", process.pid)
-                process.kill()
-                process.wait(timeout=5)

@@ -1,0 +1,182 @@
+"""Kills machines of VirtualBox's, their wrapper, or VirtualBox's service at random moments of their life.
+
+Each life is a process of its own that makes a machine in the same slot as the one before, goes on from the snapshots
+that that one has left, and takes more of them. After all of them nothing may be registered, and no machine run.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.peers import boot_sector, virtualbox_chroot
+from tests.peers.virtualbox import Profile, clean_profile
+from vmwrapper.clock import RunningClock
+from vmwrapper.durable import write_durably
+from vmwrapper.errors import SnapshotUnusable, VmwrapperError
+from vmwrapper.hypervisor.interface import Machine, MachineIdentity, MachineSpec, Snapshot
+from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
+
+_RECORD = "record.json"
+_LONGEST_LIFE_S = 12.0
+_LAST_LIMIT_S = 90.0
+_UNLIMITED = 1 << 50
+_MOST_BEHIND = 25
+"""What a guest counts in a second and a half: the older of two snapshots is as good."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lifecycles", type=int, default=50)
+    parser.add_argument("--seed", default=str(random.randrange(1 << 20)))
+    parser.add_argument("--live", type=Path, help="be one life in this slot")
+    chosen = parser.parse_args()
+    if chosen.live:
+        asyncio.run(_live(chosen.live))
+        return
+    if reason := boot_sector.missing() or virtualbox_chroot.missing():
+        print(f"no lives of VirtualBox's machines: {reason}")
+        return
+    with tempfile.TemporaryDirectory(prefix="vmwrapper-torture-") as folder:
+        sys.exit(_torture(Path(folder), chosen.lifecycles, chosen.seed))
+
+
+def _torture(folder: Path, lifecycles: int, seed: str) -> int:
+    print(f"{lifecycles} lives of VirtualBox's machines, SEED={seed}", flush=True)
+    moments = random.Random(seed)
+    slot = folder / "slot"
+    (slot / ".vmwrapper").mkdir(parents=True)
+    lost, harms = 0, Counter[str]()
+    with clean_profile(folder / "profile") as profile:
+        for number in range(lifecycles):
+            harm = moments.choice(("the wrapper", "the machine", "both", "the service", "all of them"))
+            harms[harm] += 1
+            before = _count(slot)
+            with _life(slot, profile) as process:
+                time.sleep(moments.uniform(0.2, _LONGEST_LIFE_S))
+                _kill(harm, process, profile)
+            if (after := _count(slot)) < before:
+                lost += 1
+                print(f"LOSS: from {before} to {after}", flush=True)
+            print(f"{number}: {harm}; the guest was seen at {after}", flush=True)
+        (slot / "enough").touch()
+        with _life(slot, profile) as process:
+            status = process.wait(timeout=_LAST_LIMIT_S)
+    print(f"{dict(harms)}, {lost} losses, the last life ended with {status}; nothing was left")
+    return status or lost
+
+
+@contextmanager
+def _life(slot: Path, profile: Profile) -> Iterator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-m", "tests.torture.virtualbox", "--live", slot]
+    with subprocess.Popen(argv, env=profile.environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _kill(harm: str, process: subprocess.Popen[bytes], profile: Profile) -> None:
+    machines = profile.machines()
+    pids = {machine.pid for machine in machines}
+    services = [one for one in profile.processes() if one.pid not in pids and "VBoxSVC" in one.name()]
+    chosen = {"the machine": machines, "the service": services, "all of them": [*machines, *services]}.get(harm, [])
+    for victim in chosen or (machines if harm == "both" else []):
+        with suppress(psutil.Error):
+            victim.kill()
+    if harm in ("the wrapper", "both", "all of them"):
+        process.kill()
+    else:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_LONGEST_LIFE_S)
+
+
+def _count(slot: Path) -> int:
+    """How far the guest was when the last snapshot was taken that counts."""
+    with suppress(FileNotFoundError):
+        return int(json.loads((slot / _RECORD).read_text())["count"])
+    return 0
+
+
+async def _live(slot: Path) -> None:
+    hypervisor = VirtualBoxHypervisor()
+    assert (await hypervisor.probe(RunningClock())).usable
+    spec = MachineSpec(
+        identity=MachineIdentity("torture", "life", str(slot)),
+        image=boot_sector.disk(boot_sector.boot_sector(timer_ticks=1), "vdi"),
+        directory=slot / ".vmwrapper",
+        memory_mib=32,
+        cpus=1,
+        scratch_mib=8,
+        snapshots=_recorded(slot),
+    )
+    async with hypervisor.machine(spec, RunningClock()) as machine:
+        await _begin(machine, slot)
+        while not (slot / "enough").exists():
+            await asyncio.sleep(0.3)
+            await machine.take_snapshot(_standing, most_bytes=_UNLIMITED)
+            count = _seen(machine)
+            kept = machine.snapshots[:2]
+            written = {"count": count, "snapshots": [[one.number, one.description] for one in kept]}
+            write_durably(slot / _RECORD, json.dumps(written).encode())
+            await machine.keep_snapshots([one.number for one in kept])
+            await machine.pause()
+            await machine.resume()
+        await machine.keep_snapshots([])
+
+
+async def _begin(machine: Machine, slot: Path) -> None:
+    if not machine.snapshots:
+        assert not _count(slot), "the snapshots on record are lost"
+        await machine.power_on()
+    for snapshot in list(machine.snapshots):
+        try:
+            await machine.revert(snapshot)
+        except SnapshotUnusable as error:
+            print(f"snapshot {snapshot.number} can't be used: {error}", flush=True)
+        else:
+            await machine.resume()
+            break
+    async with asyncio.timeout(30):
+        while not (seen := _seen(machine)):
+            await asyncio.sleep(0.05)
+    if seen < (safe := _count(slot)) - _MOST_BEHIND:
+        print(f"LOSS: the guest goes on at {seen}, where {safe} was safe", flush=True)
+
+
+def _recorded(slot: Path) -> list[Snapshot]:
+    with suppress(FileNotFoundError):
+        return [Snapshot(*one) for one in json.loads((slot / _RECORD).read_text())["snapshots"]]
+    return []
+
+
+def _seen(machine: Machine) -> int:
+    found = re.findall(r"TICK (\d+)\nDISK (\d+)\n", machine.console_tail)
+    odd = [pair for pair in found if int(pair[1]) != int(pair[0]) - 1]
+    assert not odd, f"memory and disk of the guest are of different moments: {odd}"
+    return int(found[-1][0]) if found else 0
+
+
+@contextmanager
+def _standing() -> Iterator[None]:
+    yield
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VmwrapperError as error:
+        print(error)
+        os._exit(error.exit_status)

@@ -1,0 +1,168 @@
+"""VirtualBox as a hypervisor: found, tried out, and asked for machines."""
+
+import asyncio
+import logging
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.errors import NoUsableHypervisor, TemporaryFailure
+from vmwrapper.folders import cache_folder
+from vmwrapper.hypervisor.host import check_free_memory, host_processor
+from vmwrapper.hypervisor.interface import Abilities, Leftover, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.virtualbox import left, registered, spare, trial
+from vmwrapper.hypervisor.virtualbox.faults import Fault
+from vmwrapper.hypervisor.virtualbox.find import find_vboxmanage
+from vmwrapper.hypervisor.virtualbox.image import IMAGE_SUFFIXES, check_image
+from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
+from vmwrapper.hypervisor.virtualbox.place import Place, place_of
+from vmwrapper.hypervisor.virtualbox.settings import Hardware
+from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
+from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed
+
+log = logging.getLogger(__name__)
+
+_OLDEST_VERSION = (7, 0)
+_TRIAL_LIMIT_S = 7.5  # of a probe's 10; what was begun must be ended, too
+_VERSION = re.compile(r"^(\d+\.\d+\.\d+)", re.MULTILINE)
+_INSTALL = "it is to be had from its maker's site, or as a package of this computer's system"
+
+
+class VirtualBoxHypervisor:
+    """See `Hypervisor`."""
+
+    name = "virtualbox"
+    image_suffixes = IMAGE_SUFFIXES
+    abilities = Abilities(memory_snapshots=True, live_snapshots=True, screen=True)
+
+    def __init__(self, *, prefix: Sequence[str] = ()) -> None:
+        """`prefix` is the beginning of a command that runs VirtualBox's programs elsewhere, as in a chroot."""
+        self._prefix = prefix
+        self._manage: VBoxManage | None = None
+        self._headless: Sequence[str] = ()
+        self._version = ""
+        self._is_interpreted = False
+
+    async def probe(self, clock: RunningClock) -> ProbeResult:
+        program = await asyncio.to_thread(find_vboxmanage)
+        if program is None:
+            return self._result(None, f"VirtualBox is not installed; {_INSTALL}")
+        try:
+            async with clock.timeout(_TRIAL_LIMIT_S):
+                return await self._try_out(program, clock)
+        except TimeoutError:
+            return self._result(None, f"VirtualBox gave no answer within {_TRIAL_LIMIT_S:g} s: restart this computer")
+        except TemporaryFailure as error:
+            return self._result(None, f"VirtualBox can't be tried out: {error}")
+
+    async def _try_out(self, program: Path, clock: RunningClock) -> ProbeResult:
+        manage = VBoxManage(*self._prefix, program)
+        found = _VERSION.search(await manage("--version"))
+        version = found[1] if found else "unknown"
+        if found is None or tuple(map(int, version.split(".")[:2])) < _OLDEST_VERSION:
+            return self._result(version, f"VirtualBox is too old: 7.0 or newer is needed; {_INSTALL}")
+        headless = [*self._prefix, str(program.with_name(program.name.replace("VBoxManage", "VBoxHeadless")))]
+        verdict = await trial.verdict(manage, headless, program, clock, cache=cache_folder())
+        if verdict.works:
+            self._manage, self._headless, self._version = manage, headless, version
+            self._is_interpreted = verdict.is_interpreted
+        return self._result(version, *verdict.reasons)
+
+    def _result(self, version: str | None, *reasons: str) -> ProbeResult:
+        return ProbeResult(
+            name=self.name,
+            version=version,
+            usable=self._manage is not None,
+            accelerated=self._manage is not None and not self._is_interpreted,
+            reasons=reasons,
+            abilities=self.abilities,
+        )
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:  # noqa: ARG002  (others')
+        if self._manage is None:
+            raise NoUsableHypervisor("VirtualBox was not probed, or was found unusable")
+        manage = self._manage
+        check_free_memory(spec.memory_mib)
+        is_cd = await asyncio.to_thread(check_image, spec.image)
+        hardware = Hardware(spec=spec, is_cd=is_cd, is_interpreted=self._is_interpreted)
+        place = place_of(spec.identity, spec.directory)
+        made_by = {
+            "VirtualBox version": ".".join(self._version.split(".")[:2]),
+            "processor": host_processor(),
+            "virtual hardware": hardware.digest(),
+        }
+        snapshots = Snapshots(manage, place, made_by=made_by, earlier=spec.snapshots)
+        try:
+            await _have(manage, hardware, place, snapshots)
+
+            async def renew() -> None:
+                snapshots.forget()
+                await registered.remove(manage, place, spec.image)
+                await _have(manage, hardware, place, snapshots)
+
+            machine = VirtualBoxMachine(manage, self._headless, spec, place=place, snapshots=snapshots, renew=renew)
+            try:
+                yield machine
+            finally:
+                await machine.power_off()
+        finally:
+            await registered.remove(manage, place, spec.image)
+            await to_thread_and_back(_sweep, place, bool(snapshots.all()))
+
+    async def leftovers(self) -> Sequence[Leftover]:
+        program = await asyncio.to_thread(find_vboxmanage)
+        return await left.found(VBoxManage(*self._prefix, program)) if program else ()
+
+
+async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots: Snapshots) -> None:
+    """Have the machine registered: as an earlier episode has left it where that left snapshots, else anew.
+
+    What an earlier episode left in VirtualBox is looked for only where it is in the way. Snapshots are forgotten only
+    where the machine can't be had without that, neither by its settings nor by the last good ones.
+    """
+    remedies: Iterator[Callable[[], None]] = iter(
+        [_nothing, partial(spare.restore_settings, place), snapshots.forget, _nothing]
+    )
+    while True:
+        await to_thread_and_back(_sweep, place, bool(snapshots.all()))
+        try:
+            if snapshots.all():
+                await to_thread_and_back(spare.restore_disks, place)
+                await registered.find(manage, place, hardware.spec.image)
+            else:
+                await registered.create(manage, hardware, place)
+        except VirtualBoxFailed as failed:
+            await registered.remove(manage, place, hardware.spec.image)
+            remedy = next(remedies, None)
+            if remedy is None or failed.fault is Fault.NO_SPACE or (failed.fault.passes and remedy is not _nothing):
+                raise
+            level = logging.DEBUG if remedy is _nothing else logging.WARNING
+            log.log(level, "VirtualBox does not give us the machine as an earlier episode left it: %s", failed)
+            await to_thread_and_back(remedy)
+        else:
+            return
+
+
+def _nothing() -> None:
+    """The first remedy is that what was in the way is removed."""
+
+
+def _sweep(place: Place, keeps: bool) -> None:  # noqa: FBT001  (a thread's)
+    """Remove all from the machine's directory but, where there are snapshots, its folder."""
+    try:
+        paths = list(place.folder.parent.iterdir())
+    except FileNotFoundError:  # somebody has deleted the slot
+        return
+    for path in paths:
+        if path == place.folder and keeps:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,289 @@
+"""One machine of VirtualBox's, and the process that runs it."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from vmwrapper.concurrency import beside, ungrouped
+from vmwrapper.errors import (
+    GuestError,
+    GuestPoweredOff,
+    HostDiskFailed,
+    MachineExited,
+    ProcessFailed,
+    SnapshotFailed,
+    SnapshotUnusable,
+    VmwrapperError,
+)
+from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
+from vmwrapper.hypervisor.virtualbox.console import Console
+from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
+from vmwrapper.hypervisor.virtualbox.place import Place
+from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
+from vmwrapper.hypervisor.virtualbox.vboxmanage import LIMIT_S, VBoxManage, VirtualBoxFailed, environment, facts
+from vmwrapper.hypervisor.virtualbox.vm_log import Entry, Sign, VmLog
+from vmwrapper.process import Child, child, command_line
+
+log = logging.getLogger(__name__)
+
+_START_LIMIT_S = 60.0
+_POWER_OFF_LIMIT_S = 2.0
+_FIRST_LOOK_S = 0.02
+_PAUSE_S = 0.2
+_LOOK_S = 0.5
+_DEVICES_BYTES = 64 * MIB
+_PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
+_CANT_USE = re.compile("VERR_SSM_|VERR_[A-Z_]*(LOAD|VERSION|MISMATCH)")
+"""What VirtualBox says where it is the snapshot that it does not start for, and not the host."""
+_DISK_ERRORS = ("DrvVD_DISKFULL", "DrvVD_", "DevAHCI_", "BLKCACHE_")
+
+
+class VirtualBoxMachine:
+    """See `Machine`. Registered as long as it exists."""
+
+    def __init__(  # noqa: PLR0913  (each of another kind)
+        self,
+        manage: VBoxManage,
+        headless: Sequence[str],
+        spec: MachineSpec,
+        *,
+        place: Place,
+        snapshots: Snapshots,
+        renew: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots."""
+        self._manage = manage
+        self._headless = headless
+        self._spec = spec
+        self._place = place
+        self._snapshots = snapshots
+        self._console = Console(place.console)
+        self._log = VmLog(place.log)
+        self._powered = AsyncExitStack()
+        self._process: Child | None = None
+        self._renew = renew
+        self._is_reverted = False
+        self._cpu_time_before_s = 0.0
+        self._verbs = asyncio.Lock()
+        """Of the verbs, one at a time: VirtualBox refuses others meanwhile."""
+
+    @property
+    def guest(self) -> Guest:
+        raise GuestError("this version of vmwrapper gives no commands to a guest of VirtualBox's")
+
+    @property
+    def console_tail(self) -> str:
+        return str(self._console)
+
+    @property
+    def _on(self) -> Child:
+        if self._process is None:
+            raise MachineExited("the machine is powered off")
+        return self._process
+
+    async def power_on(self) -> None:
+        if self._process is None:
+            if self._is_reverted:
+                await self._renew()
+                self._is_reverted = False
+            await self._start(Sign.RUNS)
+
+    async def _start(self, sign: Sign, *options: str) -> None:
+        """On return its log has that sign. Tried again while somebody else has a session, as who only looks at it."""
+        try:
+            async with asyncio.timeout(_START_LIMIT_S):
+                while True:
+                    try:
+                        return await self._start_once(sign, *options)
+                    except MachineExited as error:
+                        if not fault(str(error)).passes:
+                            raise
+                        log.debug("The machine can't be started just now: %s", error)
+                    await asyncio.sleep(_PAUSE_S)
+        except TimeoutError as error:
+            limit_s = f"{_START_LIMIT_S:g} s"
+            raise MachineExited(f"VirtualBox has not started the machine within {limit_s}") from error
+
+    async def _start_once(self, sign: Sign, *options: str) -> None:
+        with _host_disk():
+            self._console.begin()
+            self._place.log.unlink(missing_ok=True)
+        self._log = VmLog(self._place.log)
+        argv = [*self._headless, "--startvm", self._place.uuid, "--vrde", "off", *options]
+        log.debug("%s", command_line(argv))
+        process = await self._powered.enter_async_context(
+            child(argv, niceness=self._spec.niceness, environment=environment())
+        )
+        try:
+            async with beside(_watch_process(process)):
+                while all(entry.sign is not sign for entry in self._log.look()):  # noqa: ASYNC110  (nothing tells it)
+                    await asyncio.sleep(_FIRST_LOOK_S)
+        except BaseException:
+            await self._powered.aclose()
+            raise
+        self._process = process
+
+    async def power_off(self) -> None:
+        self._cpu_time_before_s = self.cpu_time_s()
+        process, self._process = self._process, None
+        if process:
+            with suppress(VmwrapperError, TimeoutError):
+                async with asyncio.timeout(_POWER_OFF_LIMIT_S):
+                    await self._manage("controlvm", self._place.uuid, "poweroff", limit_s=_POWER_OFF_LIMIT_S)
+                    await process.ended()
+        await self._powered.aclose()
+
+    async def pause(self) -> None:
+        await self._have("pause", "paused")
+
+    async def resume(self) -> None:
+        await self._have("resume", "running")
+
+    async def _have(self, verb: str, state: str) -> None:
+        """Have it in this state. VirtualBox complains where it is in it, or still busy with what it was told before."""
+        process = self._on
+        async with self._verbs, asyncio.timeout(LIMIT_S):
+            while True:
+                try:
+                    await self._manage("controlvm", self._place.uuid, verb)
+                except VirtualBoxFailed as failed:
+                    now = await self._state() if failed.fault is Fault.WRONG_STATE else None
+                    if now not in _PASSING:
+                        if now == state:
+                            return
+                        raise await _broken(process, failed) from failed
+                else:
+                    return
+                await asyncio.sleep(_FIRST_LOOK_S)
+
+    async def _state(self) -> str | None:
+        try:
+            said = await self._manage("showvminfo", self._place.uuid, "--machinereadable")
+        except ProcessFailed:
+            return None
+        return facts(said).get("VMState")
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        return self._snapshots.all()
+
+    def room_for_snapshot(self) -> Room:
+        sizes = (path.stat().st_size for path in self._place.folder.rglob("*.vdi"))
+        return Room(
+            state_bytes=self._spec.memory_mib * MIB + _DEVICES_BYTES,
+            disks_bytes=sum(sizes),
+        )
+
+    async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
+        """VirtualBox stops the guest by itself, for a moment, and lets go on what ran before."""
+        process = self._on
+        if self.room_for_snapshot().state_bytes > most_bytes:
+            raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
+        async with self._verbs:
+            with standing():
+                pass  # what was reached by now is in it
+            try:
+                await self._snapshots.take()
+            except ProcessFailed as failed:
+                raise await _broken(process, failed) from failed
+
+    async def verify_snapshot(self, number: int) -> None:
+        await self._snapshots.verify(number)
+
+    async def keep_snapshots(self, numbers: Collection[int]) -> None:
+        async with self._verbs:
+            await self._snapshots.keep(numbers)
+
+    async def revert(self, snapshot: Snapshot) -> None:
+        await self.power_off()
+        self._is_reverted = True
+        await self._snapshots.restore(snapshot)
+        try:
+            await self._start(Sign.STANDS, "--start-paused")
+        except MachineExited as error:
+            if _CANT_USE.search(str(error)):
+                raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error
+            raise
+
+    async def watch(self) -> NoReturn:
+        process = self._on
+        with ungrouped():
+            async with asyncio.TaskGroup() as watches:
+                watches.create_task(self._watch_process(process))
+                watches.create_task(self._watch_log())
+        raise AssertionError  # the first of them raises
+
+    async def _watch_process(self, process: Child) -> NoReturn:
+        await process.ended()
+        self._look()
+        await _watch_process(process)
+        raise AssertionError  # it does
+
+    async def _watch_log(self) -> NoReturn:
+        while True:
+            self._look()
+            self._console.bound()
+            await asyncio.sleep(_LOOK_S)
+
+    def _look(self) -> None:
+        for entry in self._log.look():
+            _raise_for(entry)
+
+    def cpu_time_s(self) -> float:
+        return self._cpu_time_before_s + (self._process.cpu_time_s() if self._process else 0.0)
+
+    def working_set_bytes(self) -> int:
+        """Where VirtualBox has its kernel module, a guest's memory is not counted as its process's."""
+        if not self._process:
+            return 0
+        return max(self._process.working_set_bytes(), self._spec.memory_mib * MIB)
+
+    async def screenshot(self, file: Path) -> None:
+        process = self._on
+        try:
+            await self._manage("controlvm", self._place.uuid, "screenshotpng", file)
+        except VirtualBoxFailed as failed:
+            raise await _broken(process, failed) from failed
+
+
+def _raise_for(entry: Entry) -> None:
+    """Raise what an entry means for a machine that we have not powered off."""
+    match entry.sign:
+        case Sign.RESETS:
+            raise GuestPoweredOff("the guest rebooted before the task was done")
+        case Sign.POWERS_OFF:
+            raise GuestPoweredOff("the guest powered off before the task was done")
+        case Sign.ENDED:
+            raise MachineExited("VirtualBox powered the machine off: somebody told it to, or its service has ended")
+        case Sign.GURU:
+            raise MachineExited("VirtualBox gave up on the guest (Guru Meditation)")
+        case Sign.ERROR if any(name in entry.words for name in _DISK_ERRORS):
+            raise HostDiskFailed(f"the host's disk failed under the guest: {entry.words}")
+        case Sign.ERROR:
+            raise MachineExited(f"VirtualBox stopped the guest: {entry.words}")
+
+
+async def _watch_process(process: Child) -> NoReturn:
+    status = await process.ended()
+    raise MachineExited(f"VirtualBox ended with status {status}; it said: {process.last_words or '(nothing)'}")
+
+
+async def _broken(process: Child, failed: ProcessFailed) -> VmwrapperError:
+    """What is to be said of a machine that does not obey: that it has ended, where that is why."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_S):
+            await process.ended()
+            return MachineExited(f"VirtualBox ended; it said: {process.last_words or '(nothing)'}")
+    return MachineExited(str(failed))
+
+
+@contextmanager
+def _host_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostDiskFailed(f"can't write the machine's files: {error.strerror}: {error.filename}") from error

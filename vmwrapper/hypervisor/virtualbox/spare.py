@@ -1,0 +1,57 @@
+"""What brings a machine back whose episode died while VirtualBox was changing its files.
+
+VirtualBox first deletes the disk that it has merged into another one, and then writes the settings that do without it:
+a machine whose process or whose service dies in between can't be opened any more. So there are second names of all
+disks meanwhile: a disk is only read when it is merged into another, which reads as before once it is there again. Of
+the settings there is a copy from the last time when nothing was changing.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vmwrapper.durable import sync, write_durably
+from vmwrapper.errors import HostDiskFailed
+from vmwrapper.hypervisor.virtualbox.place import Place
+
+
+def keep_settings(place: Place) -> None:
+    """Have a copy of the settings; none where the host's disk refuses."""
+    with suppress(OSError, HostDiskFailed):
+        write_durably(place.good_settings, place.settings.read_bytes())
+
+
+def restore_settings(place: Place) -> None:
+    """Have the last good ones, where there are any."""
+    with suppress(OSError):
+        shutil.copyfile(place.good_settings, place.settings)
+
+
+@contextmanager
+def disks_kept(place: Place) -> Iterator[None]:
+    """Have second names of all disks, until the block has come to its end."""
+    with suppress(OSError):  # where the file system has none
+        for disk in _disks(place.folder):
+            second = place.second_names / disk.relative_to(place.folder)
+            second.parent.mkdir(parents=True, exist_ok=True)
+            second.unlink(missing_ok=True)
+            os.link(disk, second)
+        sync(place.second_names)
+    yield
+    shutil.rmtree(place.second_names, ignore_errors=True)
+
+
+def restore_disks(place: Place) -> None:
+    """Give disks their names back that the settings still ask for."""
+    with suppress(OSError):
+        settings = place.settings.read_text(encoding="utf-8", errors="replace")
+        for second in _disks(place.second_names):
+            disk = place.folder / second.relative_to(place.second_names)
+            if second.stem in settings and not disk.exists():
+                os.link(second, disk)
+
+
+def _disks(folder: Path) -> list[Path]:
+    return [*folder.glob("*.vdi"), *folder.glob("Snapshots/*.vdi")]

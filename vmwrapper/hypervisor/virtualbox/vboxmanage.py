@@ -1,0 +1,103 @@
+"""VBoxManage, VirtualBox's command line: each call a program, each answer its exit status and what it said."""
+
+import asyncio
+import os
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+from vmwrapper.errors import ProcessFailed
+from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
+from vmwrapper.process import Completed, command_line, complete
+
+LIMIT_S = 60.0
+"""Of a call and its retries: VBoxManage may have to start VirtualBox's service first, on a busy computer."""
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)
+_LONGEST_PAUSE_S = 0.8
+_CANCELLED_LIMIT_S = 1.0
+_COMPLAINT = re.compile("^(?:VBoxManage(?:[.]exe)?: )?error: ", re.MULTILINE)
+_FACT = re.compile(r'^"?([^"=\n]+)"?=(?:"(.*)"|(.*))$', re.MULTILINE)
+_OUTPUT_LIMIT_BYTES = 1 << 20
+_THEIRS = ("VBOX_USER_HOME", "VBOX_IPC_SOCKETID", "VBOX_MSI_INSTALL_PATH", "USER", "LOGNAME", "APPDATA", "USERPROFILE")
+
+
+class VirtualBoxFailed(ProcessFailed):
+    """VirtualBox did not do what it was told; `fault` is why."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class VBoxManage:
+    """Runs VBoxManage."""
+
+    def __init__(self, *program: str | Path) -> None:
+        """`program` is where it is, or the beginning of a command that ends with it."""
+        self._program = [str(word) for word in program]
+
+    async def __call__(
+        self, *arguments: str | Path | int, limit_s: float = LIMIT_S, despite_complaints: bool = False
+    ) -> str:
+        """What it prints to its standard output, maybe with warnings in front. Raises VirtualBoxFailed.
+
+        It is called again where the fault is one that passes, all within `limit_s`. When we are cancelled, what was
+        told last is done all the same, or may be where that takes more than a second. `despite_complaints` lets only
+        its exit status tell: a list goes on after them.
+        """
+        argv = [*self._program, *map(str, arguments)]
+        loop = asyncio.get_running_loop()
+        ends_at_s = loop.time() + limit_s
+        for pause_s in chain(_PAUSES_S, repeat(_LONGEST_PAUSE_S)):
+            try:
+                return await self._once(argv, limit_s=round(ends_at_s - loop.time(), 1), lenient=despite_complaints)
+            except VirtualBoxFailed as failed:
+                if not failed.fault.passes or loop.time() + pause_s >= ends_at_s:
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError  # the pauses have no end
+
+    async def _once(self, argv: Sequence[str], *, limit_s: float, lenient: bool) -> str:
+        done = await _to_its_end(
+            complete(
+                argv, limit_s=limit_s, environment=environment(), starts_daemons=True, most_bytes=_OUTPUT_LIMIT_BYTES
+            )
+        )
+        said, complaint = _text(done.stdout), _text(done.stderr)
+        if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):
+            words = printable(complaint) or printable(said) or "(nothing)"
+            raise VirtualBoxFailed(
+                f"status {done.status} from: {command_line(argv)}\nit said: {words}", fault(complaint or said)
+            )
+        return said
+
+
+async def _to_its_end(call: Coroutine[Any, Any, Completed]) -> Completed:
+    """Let a call end though we are cancelled: VirtualBox's service stalls for ten seconds when one is killed."""
+    task = asyncio.create_task(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_CANCELLED_LIMIT_S)
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not log it
+        raise
+
+
+def _text(said: bytes) -> str:
+    return said.decode(errors="replace").replace("\r\n", "\n")
+
+
+def environment() -> Mapping[str, str]:
+    """What VirtualBox's programs need of ours: whose profile it is."""
+    return {name: os.environ[name] for name in _THEIRS if name in os.environ}
+
+
+def facts(said: str) -> Mapping[str, str]:
+    """What `--machinereadable` answers say, by name."""
+    return {found[1]: found[2] or found[3] or "" for found in _FACT.finditer(said)}
