@@ -179,6 +179,20 @@ class TestTaking:
             await goes_on(subject, machine)
             await take(machine)
 
+    @pytest.mark.guest_commands  # others' end within seconds
+    @pytest.mark.parametrize("after_s", [0, 0.01, 0.02, 0.03, 0.05])
+    async def test_a_hypervisor_that_is_killed_meanwhile_leaves_nothing_open(
+        self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path, after_s: float
+    ) -> None:
+        async with nothing_left(spec), counting(subject, hypervisor, spec, tmp_path) as machine:
+            taking = asyncio.create_task(machine.take_snapshot(standing, most_bytes=ROOM_BYTES))
+            await asyncio.sleep(after_s)
+            subject.kill(machine, spec)
+            await asyncio.wait([taking], timeout=LIMIT_S)
+            with suppress(VmwrapperError):
+                await machine.keep_snapshots([])
+        taking.exception()  # is still there until now, with all that it has seen
+
     @pytest.mark.guest_commands
     async def test_one_that_is_cancelled_leaves_the_machine_good_for_more(
         self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec, tmp_path: Path

@@ -222,8 +222,10 @@ async def _bring_to_disk(file: Path, enough: asyncio.Event) -> None:
 
 async def _take_back(monitor: QMPClient, above: Mapping[str, Layer]) -> None:
     """Forget layers that came to nothing."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_CLEAN_UP_LIMIT_S):
-            for layer in above.values():
-                await detach(monitor, layer)
-    discard(above)
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLEAN_UP_LIMIT_S):
+                for layer in above.values():
+                    await detach(monitor, layer)
+    finally:
+        discard(above)
