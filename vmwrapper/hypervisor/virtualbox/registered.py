@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _LOCATION = re.compile(r"^Location: +(.+)$", re.MULTILINE)
 _ENDING_LIMIT_S = 5.0
+_IDENTITIES_AT, _IDENTITY_BYTES = 0x188, 16  # the disk's, one that changes with its content, and its parent's
 
 
 async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
@@ -105,14 +106,22 @@ def _unlisted(place: Place) -> list[Path]:
     try:
         settings = place.settings.read_text(encoding="utf-8", errors="replace")
         files = [*place.folder.glob("root.vdi"), *place.folder.glob("Snapshots/*.vdi")]
-        return sorted((file for file in files if f'{file.name}"' not in settings), key=_age)
+        kinship = {file: _kinship(file) for file in files if f'{file.name}"' not in settings}
     except OSError:
         return []
+    ordered: list[Path] = []
+    while waiting := [file for file in kinship if file not in ordered]:
+        theirs = {kinship[file][0] for file in waiting}
+        ordered += [file for file in waiting if kinship[file][1] not in theirs] or waiting
+    return ordered
 
 
-def _age(file: Path) -> tuple[bool, float]:
-    """When it was last written to, which a parent is not any more once it has a child."""
-    return file.parent.name == "Snapshots", file.stat().st_mtime
+def _kinship(file: Path) -> tuple[bytes, bytes]:
+    """A disk's identity, and that of the one it is built on. Source: VirtualBox's src/VBox/Storage/VDICore.h."""
+    with file.open("rb") as opened:
+        opened.seek(_IDENTITIES_AT)
+        identities = opened.read(3 * _IDENTITY_BYTES)
+    return identities[:_IDENTITY_BYTES], identities[2 * _IDENTITY_BYTES :]
 
 
 async def remove(manage: VBoxManage, place: Place, base: Path | None) -> None:
