@@ -124,12 +124,12 @@ async def ends(task: asyncio.Task[Any], *errors: type[VmwrapperError]) -> None:
         await asyncio.wait_for(task, 5)
 
 
-async def survives_its_end(machine: Machine) -> None:
+async def survives_its_end(subject: Subject, machine: Machine) -> None:
     """Nobody is harmed who still has to do with a machine that ended by itself."""
     cpu_time_s = machine.cpu_time_s()
     for verb in (machine.pause, machine.resume):
         with suppress(VmwrapperError):
-            await asyncio.wait_for(verb(), 5)
+            await asyncio.wait_for(verb(), subject.ends_within_s)
     with pytest.raises(VmwrapperError):
         await machine.guest.run(["true"], limit_s=0.5)
     await machine.power_off()
@@ -330,7 +330,7 @@ class TestWatching:
             watching = asyncio.create_task(machine.watch())
             subject.kill(machine, spec)
             await ends(watching, MachineExited)
-            await survives_its_end(machine)
+            await survives_its_end(subject, machine)
 
     @pytest.mark.guest_commands
     async def test_a_guest_that_powers_off(self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec) -> None:
@@ -338,7 +338,7 @@ class TestWatching:
             watching = asyncio.create_task(machine.watch())
             await subject.power_off_inside(machine)
             await ends(watching, GuestPoweredOff)
-            await survives_its_end(machine)
+            await survives_its_end(subject, machine)
 
     @pytest.mark.guest_commands
     async def test_a_guest_that_panics(self, subject: Subject, hypervisor: Hypervisor, spec: MachineSpec) -> None:
@@ -346,7 +346,7 @@ class TestWatching:
             watching = asyncio.create_task(machine.watch())
             await subject.panic(machine)
             await ends(watching, GuestPanicked)
-            await survives_its_end(machine)
+            await survives_its_end(subject, machine)
 
     @pytest.mark.guest_commands
     async def test_a_machine_that_dies_in_a_copy(
