@@ -197,6 +197,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--json", action="store_true", help="for programs")
     probe.set_defaults(command=_probe)
+    _add_gc(commands, logging_options)
+    image = commands.add_parser("image", help="base images")
+    build = image.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "build", parents=[logging_options], help="make the default guest from Debian's packages, unless it is there"
+    )
+    build.add_argument("--output", type=Path, help="where to put it (the image folder)")
+    build.set_defaults(command=_image_build)
+    return parser
+
+
+def _add_gc(commands: "argparse._SubParsersAction[_Parser]", logging_options: _Parser) -> None:
     collect = commands.add_parser(
         "gc",
         parents=[logging_options],
@@ -209,13 +220,6 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--backend", metavar="NAME", default=None, help="look into this hypervisor only")
     collect.add_argument("--json", action="store_true", help="for programs")
     collect.set_defaults(command=_gc)
-    image = commands.add_parser("image", help="base images")
-    build = image.add_subparsers(metavar="COMMAND", required=True).add_parser(
-        "build", parents=[logging_options], help="make the default guest from Debian's packages, unless it is there"
-    )
-    build.add_argument("--output", type=Path, help="where to put it (the image folder)")
-    build.set_defaults(command=_image_build)
-    return parser
 
 
 def _run_options(logging_options: _Parser) -> _Parser:

@@ -79,8 +79,6 @@ class Snapshots:
     ) -> None:
         """`made_by` as in `Saved`; `earlier` ones that make no sense are left out."""
         self._manage = manage
-        self._machine = place.uuid
-        self._folder = place.folder
         self._place = place
         self._made_by = made_by
         self._saved: dict[int, Saved] = {}
@@ -110,7 +108,7 @@ class Snapshots:
         number = self._next_number
         self._may_be_more = True
         states = set(self._states())
-        words = "snapshot", self._machine, "take", str(number)
+        words = "snapshot", self._place.uuid, "take", str(number)
         try:
             said = await self._told(*words, "--live", but=Fault.WRONG_STATE) or await self._told(*words)
         except VirtualBoxFailed as failed:
@@ -148,20 +146,20 @@ class Snapshots:
             raise
 
     def _states(self) -> list[Path]:
-        return list((self._folder / "Snapshots").glob("*.sav"))
+        return list((self._place.folder / "Snapshots").glob("*.sav"))
 
     def _sync(self) -> None:
         """Bring all to the disk that VirtualBox goes back by."""
-        for path in [*self._folder.glob("*.v*"), *(self._folder / "Snapshots").iterdir()]:
+        for path in [*self._place.folder.glob("*.v*"), *(self._place.folder / "Snapshots").iterdir()]:
             sync(path)
-        for folder in (self._folder / "Snapshots", self._folder, self._folder.parent):
+        for folder in (self._place.folder / "Snapshots", self._place.folder, self._place.folder.parent):
             sync(folder)
 
     async def verify(self, number: int) -> None:
         """See `Machine.verify_snapshot`."""
         one = self._saved[number]
         try:
-            found = await digest_from_disk(self._folder / one.state_file)
+            found = await digest_from_disk(self._place.folder / one.state_file)
         except OSError as error:
             raise SnapshotUnusable(f"its file {one.state_file} can't be read: {error.strerror}") from error
         if found != one.state_digest:
@@ -181,7 +179,7 @@ class Snapshots:
     async def _delete(self, uuid: str) -> None:
         try:
             with spare.disks_kept(self._place):
-                await self._told("snapshot", self._machine, "delete", uuid, but=Fault.NOT_FOUND)
+                await self._told("snapshot", self._place.uuid, "delete", uuid, but=Fault.NOT_FOUND)
                 await asyncio.to_thread(self._sync)
         except (VirtualBoxFailed, OSError) as failed:
             log.debug("A snapshot is not deleted yet: %s", failed)
@@ -192,7 +190,7 @@ class Snapshots:
         if not self._may_be_more:
             return
         known = {*(one.uuid for one in self._saved.values()), *self._deleted}
-        said = await self._told("snapshot", self._machine, "list", "--machinereadable", but=Fault.WRONG_STATE)
+        said = await self._told("snapshot", self._place.uuid, "list", "--machinereadable", but=Fault.WRONG_STATE)
         uuids = [value for name, value in facts(said).items() if name.startswith("SnapshotUUID")]
         for uuid in reversed(uuids):
             if uuid not in known:
@@ -210,6 +208,6 @@ class Snapshots:
         await self.verify(one.number)
         try:
             await self._delete_unknown()
-            await self._manage("snapshot", self._machine, "restore", one.uuid)
+            await self._manage("snapshot", self._place.uuid, "restore", one.uuid)
         except VirtualBoxFailed as failed:
             raise SnapshotUnusable(str(failed)) from failed
