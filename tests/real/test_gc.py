@@ -148,6 +148,7 @@ def runs(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.alone  # it looks at all of the host, and ends what another test may just have orphaned
 @pytest.mark.qemu
 def test_an_orphaned_qemu_is_shown_and_ended(tmp_path: Path, orphan: Callable[..., psutil.Process]) -> None:
     slots = [tmp_path / name for name in ("dead", "a,live", "gone")]
@@ -171,6 +172,7 @@ def test_an_orphaned_qemu_is_shown_and_ended(tmp_path: Path, orphan: Callable[..
     (slots[1] / MACHINE_FOLDER).rmdir()
 
 
+@pytest.mark.alone  # it looks at all of the host, and ends what another test may just have orphaned
 @pytest.mark.qemu
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_another_users_qemu_is_not_ours(tmp_path: Path, orphan: Callable[..., psutil.Process]) -> None:
