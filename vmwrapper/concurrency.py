@@ -35,15 +35,24 @@ async def beside(*guards: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
                 task.cancel()
 
 
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Like `await work`, but a cancellation, or several, waits for the work's end, which must be near."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        task.exception()  # looked at, so that asyncio does not log it
+        raise cancelled
+    return task.result()
+
+
 async def to_thread_and_back(work: Callable[..., T], *arguments: object) -> T:
     """Like asyncio.to_thread, but a cancellation waits for the work's end, which must be near: then nobody is at it."""
-    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        task.exception()  # looked at, so that asyncio does not log it
-        raise
+    return await to_its_end(asyncio.to_thread(work, *arguments))
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from typing import cast
 import psutil
 
 from vmwrapper.clock import RunningClock
+from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import ProcessFailed
 
 STDERR_TAIL_BYTES = 4096
@@ -246,7 +247,7 @@ async def _started(
     finally:
         _signal(transport, end, signal.SIGKILL)
         try:
-            await end.exited.wait()
+            await to_its_end(end.exited.wait())
         finally:
             transport.close()  # lets go of pipes that its children may hold
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vmwrapper.concurrency import beside, repeated, ungrouped
+from vmwrapper.concurrency import beside, repeated, to_its_end, ungrouped
 from vmwrapper.errors import GuestSilent, HostDiskFailed, MachineExited
 
 
@@ -112,6 +112,33 @@ class TestBeside:
         with pytest.raises(GuestSilent):
             async with beside(fails(KeyError("x")), fails(GuestSilent("y"))):
                 await asyncio.Event().wait()
+
+
+class TestToItsEnd:
+    async def test_what_it_returns_and_raises(self) -> None:
+        assert await to_its_end(asyncio.sleep(0, "done")) == "done"
+        with pytest.raises(GuestSilent):
+            await to_its_end(fails(GuestSilent("x")))
+
+    @pytest.mark.parametrize("times", [1, 2, 3])
+    @pytest.mark.parametrize("does_fail", [False, True])
+    async def test_any_number_of_cancellations_waits(self, times: int, *, does_fail: bool) -> None:
+        ended = False
+
+        async def work() -> None:
+            nonlocal ended
+            await asyncio.sleep(0.1)
+            ended = True
+            if does_fail:
+                raise KeyError
+
+        task = asyncio.create_task(to_its_end(work()))
+        for _ in range(times):
+            await asyncio.sleep(0.01)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended
 
 
 class TestRepeated:

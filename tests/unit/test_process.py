@@ -171,6 +171,21 @@ class TestChild:
         await cancelled(asyncio.create_task(story()))
         assert children() == []
 
+    async def test_it_ends_with_a_cancellation_of_its_end(self) -> None:
+        """As when a quit's time is over: a machine with memory takes a moment to die."""
+        big = "import time; memory = bytearray(1 << 29); print(flush=True); time.sleep(1000)"
+
+        async def story() -> None:
+            async with process.child([sys.executable, "-c", big]) as child:
+                while not psutil.Process(child.pid).memory_info().rss > 1 << 29:
+                    await asyncio.sleep(0.01)
+                asyncio.get_running_loop().call_later(0.001, task.cancel)
+
+        task = asyncio.create_task(story())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert children() == []
+
     async def test_any_number_may_wait_for_its_end(self) -> None:
         async with process.child(["sh", "-c", "sleep 0.1; exit 5"]) as child:
             assert set(await asyncio.gather(child.ended(), child.ended(), child.ended())) == {5}
