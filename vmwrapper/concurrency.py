@@ -35,19 +35,24 @@ async def beside(*guards: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
                 task.cancel()
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Like `await work`, but a cancellation, or several, waits for the work's end, which must be near."""
+async def to_its_end(work: Coroutine[Any, Any, T], *, limit_s: float | None = None) -> T:
+    """Like `await work`, but a cancellation, or several, waits for the work's end, which must be near.
+
+    With a limit it waits for so long, and then cancels the work.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.wait([task])
+            if not (await asyncio.wait([task], timeout=limit_s if cancelled else None))[0]:
+                task.cancel()
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled:
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
         task.exception()  # looked at, so that asyncio does not log it
-        raise cancelled
-    return task.result()
+    raise cancelled
 
 
 async def to_thread_and_back(work: Callable[..., T], *arguments: object) -> T:

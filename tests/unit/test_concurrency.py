@@ -140,6 +140,16 @@ class TestToItsEnd:
             await task
         assert ended
 
+    async def test_work_that_takes_too_long_is_cancelled_too(self) -> None:
+        guard = Guard()
+        task = asyncio.create_task(to_its_end(guard.watch(), limit_s=0.05))
+        await asyncio.sleep(0.1)
+        assert not guard.ended
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert guard.ended
+
 
 class TestRepeated:
     async def test_it_goes_on_while_the_event_loop_is_busy_and_ends_with_the_block(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,8 @@ class VirtualBoxHypervisor:
         if verdict.works:
             self._manage, self._headless, self._version = manage, headless, version
             self._is_interpreted = verdict.is_interpreted
-        return self._result(version, *verdict.reasons)
+        pack = f" with extension pack {verdict.extension_pack}" if verdict.extension_pack else ""
+        return self._result(version + pack, *verdict.reasons)
 
     def _result(self, version: str | None, *reasons: str) -> ProbeResult:
         return ProbeResult(
@@ -123,34 +124,41 @@ class VirtualBoxHypervisor:
 async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots: Snapshots) -> None:
     """Have the machine registered: as an earlier episode has left it where that left snapshots, else anew.
 
-    What an earlier episode left in VirtualBox is looked for only where it is in the way. Snapshots are forgotten only
-    where the machine can't be had without that, neither by its settings nor by the last good ones.
+    Snapshots are forgotten only where the machine can't be had without that, neither by its settings nor by the last
+    good ones.
     """
-    remedies: Iterator[Callable[[], None]] = iter(
-        [_nothing, partial(spare.restore_settings, place), snapshots.forget, _nothing]
-    )
-    while True:
-        await to_thread_and_back(_sweep, place, bool(snapshots.all()))
+    remedies: Iterator[Callable[[], None]] = iter([partial(spare.restore_settings, place), snapshots.forget])
+    while snapshots.all():
         try:
-            if snapshots.all():
-                await to_thread_and_back(spare.restore_disks, place)
-                await registered.find(manage, place, hardware.spec.image)
-            else:
-                await registered.create(manage, hardware, place)
+            await _have_by(registered.find, manage, hardware, place)
         except VirtualBoxFailed as failed:
-            await registered.remove(manage, place, hardware.spec.image)
-            remedy = next(remedies, None)
-            if remedy is None or failed.fault is Fault.NO_SPACE or (failed.fault.passes and remedy is not _nothing):
+            if failed.fault is Fault.NO_SPACE or failed.fault.passes:
                 raise
-            level = logging.DEBUG if remedy is _nothing else logging.WARNING
-            log.log(level, "VirtualBox does not give us the machine as an earlier episode left it: %s", failed)
-            await to_thread_and_back(remedy)
+            log.warning("VirtualBox does not give us the machine as an earlier episode left it: %s", failed)
+            await to_thread_and_back(next(remedies))
         else:
             return
+    await _have_by(registered.create, manage, hardware, place)
 
 
-def _nothing() -> None:
-    """The first remedy is that what was in the way is removed."""
+async def _have_by(
+    way: Callable[[VBoxManage, Hardware, Place], Awaitable[None]],
+    manage: VBoxManage,
+    hardware: Hardware,
+    place: Place,
+) -> None:
+    """Have the machine registered. What an earlier episode left in VirtualBox is removed only if it is in the way."""
+    keeps = way is registered.find
+    await to_thread_and_back(_sweep, place, keeps)
+    try:
+        await way(manage, hardware, place)
+    except VirtualBoxFailed as failed:
+        log.debug("Something may be in the way: %s", failed)
+        await registered.remove(manage, place, hardware.spec.image)
+        if failed.fault is Fault.NO_SPACE:
+            raise
+        await to_thread_and_back(_sweep, place, keeps)
+        await way(manage, hardware, place)
 
 
 def _sweep(place: Place, keeps: bool) -> None:  # noqa: FBT001  (a thread's)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from vmwrapper.errors import ProcessFailed
 from vmwrapper.folders import MACHINE_FOLDER
 from vmwrapper.hostile import one_line
 from vmwrapper.hypervisor.interface import Leftover
@@ -96,8 +95,6 @@ def _folder_of(file: Path) -> Path | None:
 
 async def _close(manage: VBoxManage, folder: Path) -> None:
     await registered.close_disks(manage, folder, _base(await _known_disks(manage), folder))
-    if still := [disk.file for disk in await _known_disks(manage) if disk.file.is_relative_to(folder)]:
-        raise ProcessFailed(f"VirtualBox does not let go of {one_line(str(still[0]))}: another machine may use it")
 
 
 def _base(disks: Sequence[Disk], folder: Path) -> Path | None:

@@ -67,6 +67,8 @@ class VirtualBoxMachine:
         self._process: Child | None = None
         self._renew = renew
         self._is_reverted = False
+        self._stands = False
+        """It is paused, as far as we told it."""
         self._cpu_time_before_s = 0.0
         self._verbs = asyncio.Lock()
         """Of the verbs, one at a time: VirtualBox refuses others meanwhile."""
@@ -91,6 +93,7 @@ class VirtualBoxMachine:
                 await self._renew()
                 self._is_reverted = False
             await self._start(Sign.RUNS)
+            self._stands = False
 
     async def _start(self, sign: Sign, *options: str) -> None:
         """On return its log has that sign. Tried again while somebody else has a session, as who only looks at it."""
@@ -138,15 +141,19 @@ class VirtualBoxMachine:
         await self._powered.aclose()
 
     async def pause(self) -> None:
-        await self._have("pause", "paused")
+        async with self._verbs:
+            await self._have("pause", "paused")
+        self._stands = True
 
     async def resume(self) -> None:
-        await self._have("resume", "running")
+        async with self._verbs:
+            await self._have("resume", "running")
+        self._stands = False
 
     async def _have(self, verb: str, state: str) -> None:
         """Have it in this state. VirtualBox complains where it is in it, or still busy with what it was told before."""
         process = self._on
-        async with self._verbs, asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             while True:
                 try:
                     await self._manage("controlvm", self._place.uuid, verb)
@@ -188,6 +195,10 @@ class VirtualBoxMachine:
                 pass  # what was reached by now is in it
             try:
                 await self._snapshots.take()
+            except SnapshotFailed:
+                if not self._stands:
+                    await self._have("resume", "running")  # VirtualBox leaves it standing where the disk was full
+                raise
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
 
@@ -204,6 +215,7 @@ class VirtualBoxMachine:
         await self._snapshots.restore(snapshot)
         try:
             await self._start(Sign.STANDS, "--start-paused")
+            self._stands = True
         except MachineExited as error:
             if _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import psutil
 
+from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import ProcessFailed
+from vmwrapper.hostile import one_line
+from vmwrapper.hypervisor.virtualbox import disks
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.settings import CD, CONTROLLER, CONTROLLER_OPTIONS, ROOT, SCRATCH, Hardware
@@ -25,7 +28,8 @@ log = logging.getLogger(__name__)
 
 _LOCATION = re.compile(r"^Location: +(.+)$", re.MULTILINE)
 _ENDING_LIMIT_S = 5.0
-_IDENTITIES_AT, _IDENTITY_BYTES = 0x188, 16  # the disk's, one that changes with its content, and its parent's
+_CLOSING_LIMIT_S = 30.0
+_PAUSE_S = 0.5
 
 
 async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
@@ -87,41 +91,14 @@ def _times_kept(file: Path) -> Iterator[None]:
             os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-async def find(manage: VBoxManage, place: Place, base: Path) -> None:
-    """Have the machine that an earlier episode has left with its snapshots. Raises VirtualBoxFailed."""
-    if files := await asyncio.to_thread(_unlisted, place):
-        async with turn(base.parent):
-            with _times_kept(base):
-                for file in (base, *files):
-                    with suppress(ProcessFailed):
-                        await manage("showmediuminfo", "disk", file)  # from then on VirtualBox knows it
-    await manage("registervm", place.settings)
-
-
-def _unlisted(place: Place) -> list[Path]:
-    """Disks of which the machine's settings say nothing, parents before children.
-
-    VirtualBox lists what is built on a base in the settings of that machine only which came first to the base.
-    """
-    try:
-        settings = place.settings.read_text(encoding="utf-8", errors="replace")
-        files = [*place.folder.glob("root.vdi"), *place.folder.glob("Snapshots/*.vdi")]
-        kinship = {file: _kinship(file) for file in files if f'{file.name}"' not in settings}
-    except OSError:
-        return []
-    ordered: list[Path] = []
-    while waiting := [file for file in kinship if file not in ordered]:
-        theirs = {kinship[file][0] for file in waiting}
-        ordered += [file for file in waiting if kinship[file][1] not in theirs] or waiting
-    return ordered
-
-
-def _kinship(file: Path) -> tuple[bytes, bytes]:
-    """A disk's identity, and that of the one it is built on. Source: VirtualBox's src/VBox/Storage/VDICore.h."""
-    with file.open("rb") as opened:
-        opened.seek(_IDENTITIES_AT)
-        identities = opened.read(3 * _IDENTITY_BYTES)
-    return identities[:_IDENTITY_BYTES], identities[2 * _IDENTITY_BYTES :]
+async def find(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
+    """Have the machine that an earlier episode has left with its snapshots. Raises VirtualBoxFailed, HostDiskFailed."""
+    base = hardware.spec.image
+    await to_thread_and_back(disks.put_in_order, place, base)
+    async with turn(base.parent):
+        with _times_kept(base):
+            await manage("registervm", place.settings)
+    await to_thread_and_back(disks.sweep, place)
 
 
 async def remove(manage: VBoxManage, place: Place, base: Path | None) -> None:
@@ -139,18 +116,40 @@ async def remove(manage: VBoxManage, place: Place, base: Path | None) -> None:
 
 
 async def close_disks(manage: VBoxManage, folder: Path, base: Path | None) -> None:
-    """Have VirtualBox know nothing of disks in the folder, nor of their base, but of those that are in use."""
-    kinds = [("hdds", "disk"), ("dvds", "dvd")] if base and base.suffix == ".iso" else [("hdds", "disk")]
-    for listed, kind in kinds:
-        files = _LOCATION.findall(await manage("list", listed))
-        ours = [file for file in files if Path(file).is_relative_to(folder)]
-        for file in reversed(ours):
-            with suppress(ProcessFailed):
-                await manage("closemedium", kind, file)
-        if base and str(base) in files:
-            async with turn(base.parent):
-                with suppress(ProcessFailed):  # where another job uses it
-                    await manage("closemedium", kind, base)
+    """Have VirtualBox know nothing of disks in the folder, nor of their base where nobody else uses it.
+
+    For some seconds it may still be making or merging some, which must not come to a later machine. Raises
+    ProcessFailed where it does not let go of them even then.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at_s = loop.time() + _CLOSING_LIMIT_S
+    files = await _known(manage, "hdds")
+    while ours := [file for file in files if Path(file).is_relative_to(folder)]:
+        if all([await _closes(manage, "disk", file) for file in reversed(ours)]):  # children before their parents
+            break
+        if loop.time() > ends_at_s:
+            raise ProcessFailed(f"VirtualBox does not let go of {one_line(ours[-1])}: another machine may use it")
+        await asyncio.sleep(_PAUSE_S)
+        files = await _known(manage, "hdds")
+    kind = "disk"
+    if base and base.suffix == ".iso":
+        kind, files = "dvd", await _known(manage, "dvds")
+    if base and str(base) in files:
+        async with turn(base.parent):
+            await _closes(manage, kind, str(base))  # but where another job uses it
+
+
+async def _known(manage: VBoxManage, kind: str) -> list[str]:
+    return _LOCATION.findall(await manage("list", kind))
+
+
+async def _closes(manage: VBoxManage, kind: str, file: str) -> bool:
+    """Whether VirtualBox lets go of it."""
+    try:
+        await manage("closemedium", kind, file)
+    except VirtualBoxFailed as failed:
+        return failed.fault is Fault.NOT_FOUND
+    return True
 
 
 def end_process(uuid: str) -> None:

@@ -10,10 +10,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from vmwrapper.durable import sync, write_durably
 from vmwrapper.errors import HostDiskFailed
+from vmwrapper.hypervisor.virtualbox.disks import files
 from vmwrapper.hypervisor.virtualbox.place import Place
 
 
@@ -31,9 +31,9 @@ def restore_settings(place: Place) -> None:
 
 @contextmanager
 def disks_kept(place: Place) -> Iterator[None]:
-    """Have second names of all disks, until the block has come to its end."""
+    """Have second names of all disks, until the block has come to its end; see `disks.put_in_order`."""
     with suppress(OSError):  # where the file system has none
-        for disk in _disks(place.folder):
+        for disk in files(place.folder):
             second = place.second_names / disk.relative_to(place.folder)
             second.parent.mkdir(parents=True, exist_ok=True)
             second.unlink(missing_ok=True)
@@ -41,17 +41,3 @@ def disks_kept(place: Place) -> Iterator[None]:
         sync(place.second_names)
     yield
     shutil.rmtree(place.second_names, ignore_errors=True)
-
-
-def restore_disks(place: Place) -> None:
-    """Give disks their names back that the settings still ask for."""
-    with suppress(OSError):
-        settings = place.settings.read_text(encoding="utf-8", errors="replace")
-        for second in _disks(place.second_names):
-            disk = place.folder / second.relative_to(place.second_names)
-            if second.stem in settings and not disk.exists():
-                os.link(second, disk)
-
-
-def _disks(folder: Path) -> list[Path]:
-    return [*folder.glob("*.vdi"), *folder.glob("Snapshots/*.vdi")]

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -58,6 +58,7 @@ _HELP = (
 )
 _LASTING = "VERR_(SUP_DRIVERLESS|VM_DRIVER_|VMX_NO_VMX|SVM_NO_SVM|UNSUPPORTED_CPU|VMX_MSR_|SVM_DISABLED|NEM_)"
 """What stays so until the host is started or VirtualBox installed anew, or its driver comes."""
+_VERSION = re.compile(r"^Version: +(\S+)", re.MULTILINE)
 _CODE = re.compile(r"\bVERR_[A-Z0-9_]+")
 
 
@@ -69,6 +70,8 @@ class Verdict:
     is_interpreted: bool
     """Only without hardware virtualization, some hundred times as slow."""
     reasons: tuple[str, ...]
+    extension_pack: str = ""
+    """Its version, where there is one."""
 
 
 async def verdict(
@@ -82,11 +85,13 @@ async def verdict(
     file = cache / "virtualbox.json"
     question = _question(headless, program)
     match recall(file, question) if question["boot_id"] else None:
-        case [bool(works), bool(is_interpreted), [*reasons]]:
-            return Verdict(works, is_interpreted, tuple(map(str, reasons)))
+        case [bool(works), bool(is_interpreted), [*reasons], str(pack)]:
+            return Verdict(works, is_interpreted, tuple(map(str, reasons)), pack)
     complaint, found = await _tried(manage, headless, clock)
     if found.works and (complaint is None or re.search(_LASTING, complaint)):
-        keep(file, question, [found.works, found.is_interpreted, list(found.reasons)])
+        version = _VERSION.search(await manage("list", "extpacks"))
+        found = replace(found, extension_pack=version[1] if version else "")
+        keep(file, question, [found.works, found.is_interpreted, list(found.reasons), found.extension_pack])
     return found
 
 

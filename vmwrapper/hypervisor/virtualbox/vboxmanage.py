@@ -3,15 +3,15 @@
 import asyncio
 import os
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
+from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import ProcessFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
-from vmwrapper.process import Completed, command_line, complete
+from vmwrapper.process import command_line, complete
 
 LIMIT_S = 60.0
 """Of a call and its retries: VBoxManage may have to start VirtualBox's service first, on a busy computer."""
@@ -61,11 +61,11 @@ class VBoxManage:
         raise AssertionError  # the pauses have no end
 
     async def _once(self, argv: Sequence[str], *, limit_s: float, lenient: bool) -> str:
-        done = await _to_its_end(
-            complete(
-                argv, limit_s=limit_s, environment=environment(), starts_daemons=True, most_bytes=_OUTPUT_LIMIT_BYTES
-            )
+        call = complete(
+            argv, limit_s=limit_s, environment=environment(), starts_daemons=True, most_bytes=_OUTPUT_LIMIT_BYTES
         )
+        # VirtualBox's service stalls for ten seconds when a call is killed.
+        done = await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
         said, complaint = _text(done.stdout), _text(done.stderr)
         if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):
             words = printable(complaint) or printable(said) or "(nothing)"
@@ -73,20 +73,6 @@ class VBoxManage:
                 f"status {done.status} from: {command_line(argv)}\nit said: {words}", fault(complaint or said)
             )
         return said
-
-
-async def _to_its_end(call: Coroutine[Any, Any, Completed]) -> Completed:
-    """Let a call end though we are cancelled: VirtualBox's service stalls for ten seconds when one is killed."""
-    task = asyncio.create_task(call)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=_CANCELLED_LIMIT_S)
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not log it
-        raise
 
 
 def _text(said: bytes) -> str:

@@ -1,0 +1,151 @@
+"""The disks of a machine that is not registered, brought in order before VirtualBox is asked to take it back.
+
+VirtualBox keeps in a list which disk is built on which. Where a base image came to it by another machine than ours the
+list is in that one's settings, or in VirtualBox's own, and is gone with them; and it is written a moment after the
+disks were changed, a moment in which somebody may die. But each disk says in its header what it is built on. So the
+list in the machine's settings is made anew from what is there.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from uuid import UUID
+
+from lxml import etree
+from lxml.etree import _Element as Element
+
+from vmwrapper.durable import write_durably
+from vmwrapper.hypervisor.virtualbox.place import Place
+
+_XMLNS = {"v": "http://www.virtualbox.org/"}
+_SIGNATURE_AT, _SIGNATURE = 0x40, b"\x7f\x10\xda\xbe"
+_UUID_AT, _UUID_BYTES = 0x188, 16  # the disk's, one that changes with its content, and its parent's
+_HEADER_BYTES = _UUID_AT + 3 * _UUID_BYTES
+_NONE = UUID(int=0)  # what a disk has for its parent's that is built on none
+_FORMATS = {".vdi": "VDI", ".vmdk": "VMDK", ".vhd": "VHD"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """One of the machine's own, all of which are VDI."""
+
+    uuid: UUID
+    parent: UUID
+    file: Path
+
+
+def files(folder: Path) -> list[Path]:
+    """The machine's own disks, in a folder like the machine's."""
+    return [*folder.glob("*.vdi"), *folder.glob("Snapshots/*.vdi")]
+
+
+def put_in_order(place: Place, base: Path) -> None:
+    """Give disks their names back that the settings still ask for, and list in these which is built on which.
+
+    Settings that can't be read stay as they are: VirtualBox says what is wrong with them. Raises HostDiskFailed.
+    """
+    machine = _machine(place.settings)
+    if machine is None:
+        return
+    here = _by_uuid(files(place.folder))
+    with suppress(OSError):
+        _link_missing(place, here, _attached(machine, "HardDisk"))
+    for old in machine.findall("v:MediaRegistry", _XMLNS):
+        machine.remove(old)
+    _list(machine, place, base, here)
+    write_durably(place.settings, etree.tostring(machine.getroottree(), xml_declaration=True, encoding="UTF-8"))
+
+
+def sweep(place: Place) -> None:
+    """Remove disks and memory that neither the settings nor the last good ones need: VirtualBox has forgotten them."""
+    found = (_machine(place.settings), _machine(place.good_settings))
+    machines = [machine for machine in found if machine is not None]
+    if not machines:
+        return
+    here = _by_uuid(files(place.folder))
+    needed = set(_with_ancestors(chain.from_iterable(_attached(machine, "HardDisk") for machine in machines), here))
+    states = {element.get("stateFile", "").rsplit("/", 1)[-1] for machine in machines for element in machine.iter()}
+    for uuid, disk in here.items():
+        if uuid not in needed:
+            disk.file.unlink(missing_ok=True)
+    for state in place.folder.glob("Snapshots/*.sav"):
+        if state.name not in states:
+            state.unlink(missing_ok=True)
+
+
+def _machine(settings: Path) -> Element | None:
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
+    try:
+        return etree.fromstring(settings.read_bytes(), parser).find("v:Machine", _XMLNS)
+    except (OSError, etree.XMLSyntaxError):
+        return None
+
+
+def _by_uuid(paths: Iterable[Path]) -> dict[UUID, _Disk]:
+    return {disk.uuid: disk for disk in map(_read, paths) if disk}
+
+
+def _read(file: Path) -> _Disk | None:
+    """What a disk's header says. Source: VirtualBox's src/VBox/Storage/VDICore.h."""
+    try:
+        with file.open("rb") as opened:
+            header = opened.read(_HEADER_BYTES)
+    except OSError:
+        return None
+    if len(header) < _HEADER_BYTES or not header.startswith(_SIGNATURE, _SIGNATURE_AT):
+        return None
+    uuid, _, parent = (UUID(bytes_le=header[at : at + _UUID_BYTES]) for at in range(_UUID_AT, _HEADER_BYTES, 16))
+    return _Disk(uuid, parent, file)
+
+
+def _attached(machine: Element, kind: str) -> Iterator[UUID]:
+    """What is attached to the machine, or was when a snapshot was taken."""
+    for image in machine.iterfind(f".//v:AttachedDevice[@type='{kind}']/v:Image", _XMLNS):
+        with suppress(ValueError):
+            yield UUID(image.get("uuid"))
+
+
+def _with_ancestors(uuids: Iterable[UUID], disks: Mapping[UUID, _Disk]) -> Iterator[UUID]:
+    for uuid in uuids:
+        seen: set[UUID] = set()
+        while uuid in disks and uuid not in seen:
+            yield uuid
+            seen.add(uuid)
+            uuid = disks[uuid].parent  # noqa: PLW2901
+
+
+def _link_missing(place: Place, here: dict[UUID, _Disk], needed: Iterable[UUID]) -> None:
+    spare = _by_uuid(files(place.second_names))
+    for uuid in _with_ancestors(needed, {**spare, **here}):
+        if uuid not in here:
+            file = place.folder / spare[uuid].file.relative_to(place.second_names)
+            os.link(spare[uuid].file, file)
+            here[uuid] = _Disk(uuid, spare[uuid].parent, file)
+
+
+def _list(machine: Element, place: Place, base: Path, disks: Mapping[UUID, _Disk]) -> None:
+    """As VirtualBox does: each disk within the one that it is built on."""
+    registry = _element(machine, "MediaRegistry")
+    listed = _element(registry, "HardDisks")
+    elements = {_NONE: listed}
+    for attached in _attached(machine, "HardDisk"):
+        for uuid in reversed(list(_with_ancestors([attached], disks))):
+            parent = disks[uuid].parent
+            if parent not in elements:  # it is not one of ours
+                words = {"location": str(base), "format": _FORMATS.get(base.suffix, "VDI")}
+                elements[parent] = _element(listed, "HardDisk", uuid=f"{{{parent}}}", type="Normal", **words)
+            if uuid not in elements:
+                words = {"location": disks[uuid].file.relative_to(place.folder).as_posix(), "format": "VDI"}
+                words |= {"type": "Normal"} if parent == _NONE else {}
+                elements[uuid] = _element(elements[parent], "HardDisk", uuid=f"{{{uuid}}}", **words)
+    if cds := set(_attached(machine, "DVD")):
+        images = _element(registry, "DVDImages")
+        for uuid in cds:
+            _element(images, "Image", uuid=f"{{{uuid}}}", location=str(base))
+
+
+def _element(parent: Element, name: str, **attributes: str) -> Element:
+    return etree.SubElement(parent, f"{{{_XMLNS['v']}}}{name}", attributes)
