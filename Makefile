@@ -22,11 +22,12 @@ run: setup  ## run examples/job.xml in a virtual machine
 test: setup test-tools test-peers  ## all tests; REQUIRE=qemu fails where those could not be run
 	$(BIN)/pytest --numprocesses=$(TESTS_AT_ONCE) --dist=worksteal $(addprefix --require=,$(REQUIRE))
 
-torture: setup test-tools $(BIN)/.ready-test  ## harm jobs at every moment: ROUNDS=200, CUTS=100 of power, CHECKPOINTS=2000
+torture: setup test-tools test-peers  ## harm jobs at every moment: ROUNDS=200, CUTS=100 of power, CHECKPOINTS=2000, LIVES=50
 	@mkdir -p build
 	$(BIN)/python -m tests.torture --rounds $(or $(ROUNDS),200) $(addprefix --seed=,$(SEED)) --json build/torture.json
 	$(BIN)/python -m tests.torture.power_cuts --cuts $(or $(CUTS),100) $(addprefix --seed=,$(SEED))
 	$(BIN)/python -m tests.torture.long_run --checkpoints $(or $(CHECKPOINTS),2000) --json build/long-run.json
+	$(BIN)/python -m tests.torture.virtualbox --lifecycles $(or $(LIVES),50) $(addprefix --seed=,$(SEED))
 
 fuzz: $(BIN)/.ready-test  ## feed the parsers for an hour: FUZZ=100000 cases for each test
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -m fuzz

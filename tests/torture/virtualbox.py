@@ -72,10 +72,20 @@ def _torture(folder: Path, lifecycles: int, seed: str) -> int:
                 print(f"LOSS: from {before} to {after}", flush=True)
             print(f"{number}: {harm}; the guest was seen at {after}", flush=True)
         (slot / "enough").touch()
-        with _life(slot, profile) as process:
-            status = process.wait(timeout=_LAST_LIMIT_S)
+        if (status := _last_life(slot, profile)) is None:
+            print("VirtualBox's service does not answer, and is killed", flush=True)
+            for service in _services(profile):
+                service.kill()
+            status = _last_life(slot, profile)
     print(f"{dict(harms)}, {lost} losses, the last life ended with {status}; nothing was left")
-    return status or lost
+    return 1 if status is None else status or lost
+
+
+def _last_life(slot: Path, profile: Profile) -> int | None:
+    """How it ended; None where it did not."""
+    with _life(slot, profile) as process, suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=_LAST_LIMIT_S)
+    return None
 
 
 @contextmanager
@@ -89,11 +99,9 @@ def _life(slot: Path, profile: Profile) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _kill(harm: str, process: subprocess.Popen[bytes], profile: Profile) -> None:
-    machines = profile.machines()
-    pids = {machine.pid for machine in machines}
-    services = [one for one in profile.processes() if one.pid not in pids and "VBoxSVC" in one.name()]
-    chosen = {"the machine": machines, "the service": services, "all of them": [*machines, *services]}.get(harm, [])
-    for victim in chosen or (machines if harm == "both" else []):
+    machines, services = profile.machines(), _services(profile)
+    chosen = {"the wrapper": [], "the service": services, "all of them": [*machines, *services]}
+    for victim in chosen.get(harm, machines):
         with suppress(psutil.Error):
             victim.kill()
     if harm in ("the wrapper", "both", "all of them"):
@@ -101,6 +109,10 @@ def _kill(harm: str, process: subprocess.Popen[bytes], profile: Profile) -> None
     else:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_LONGEST_LIFE_S)
+
+
+def _services(profile: Profile) -> list[psutil.Process]:
+    return [process for process in profile.processes() if process.name() == "VBoxSVC"]
 
 
 def _count(slot: Path) -> int:

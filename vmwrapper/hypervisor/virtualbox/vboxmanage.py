@@ -18,6 +18,10 @@ LIMIT_S = 60.0
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 _LONGEST_PAUSE_S = 0.8
 _CANCELLED_LIMIT_S = 1.0
+_STUCK = (
+    "VirtualBox's service does not answer: if it goes on so, restart this computer, or end the process VBoxSVC while "
+    "no other machine of VirtualBox's runs"
+)
 _COMPLAINT = re.compile("^(?:VBoxManage(?:[.]exe)?: )?error: ", re.MULTILINE)
 _FACT = re.compile(r'^"?([^"=\n]+)"?=(?:"(.*)"|(.*))$', re.MULTILINE)
 _OUTPUT_LIMIT_BYTES = 1 << 20
@@ -65,7 +69,12 @@ class VBoxManage:
             argv, limit_s=limit_s, environment=environment(), starts_daemons=True, most_bytes=_OUTPUT_LIMIT_BYTES
         )
         # VirtualBox's service stalls for ten seconds when a call is killed.
-        done = await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
+        try:
+            done = await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
+        except ProcessFailed as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise ProcessFailed(f"{error}\n{_STUCK}") from error
+            raise
         said, complaint = _text(done.stdout), _text(done.stderr)
         if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):
             words = printable(complaint) or printable(said) or "(nothing)"
