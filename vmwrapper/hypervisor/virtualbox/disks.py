@@ -24,7 +24,7 @@ _XMLNS = {"v": "http://www.virtualbox.org/"}
 _SIGNATURE_AT, _SIGNATURE = 0x40, b"\x7f\x10\xda\xbe"
 _UUID_AT, _UUID_BYTES = 0x188, 16  # the disk's, one that changes with its content, and its parent's
 _HEADER_BYTES = _UUID_AT + 3 * _UUID_BYTES
-_NONE = UUID(int=0)  # what a disk has for its parent's that is built on none
+_NONE = UUID(int=0)  # the parent of a disk that is built on none
 _FORMATS = {".vdi": "VDI", ".vmdk": "VMDK", ".vhd": "VHD"}
 
 
@@ -34,6 +34,7 @@ class _Disk:
 
     uuid: UUID
     parent: UUID
+    """Of the disk that this one is built on."""
     file: Path
 
 
@@ -68,12 +69,11 @@ def sweep(place: Place) -> None:
     here = _by_uuid(files(place.folder))
     needed = set(_with_ancestors(chain.from_iterable(_attached(machine, "HardDisk") for machine in machines), here))
     states = {element.get("stateFile", "").rsplit("/", 1)[-1] for machine in machines for element in machine.iter()}
-    for uuid, disk in here.items():
-        if uuid not in needed:
-            disk.file.unlink(missing_ok=True)
-    for state in place.folder.glob("Snapshots/*.sav"):
-        if state.name not in states:
-            state.unlink(missing_ok=True)
+    unneeded = [disk.file for uuid, disk in here.items() if uuid not in needed]
+    unneeded += [state for state in place.folder.glob("Snapshots/*.sav") if state.name not in states]
+    for file in unneeded:
+        with suppress(OSError):
+            file.unlink()
 
 
 def _machine(settings: Path) -> Element | None:
