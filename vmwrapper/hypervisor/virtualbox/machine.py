@@ -39,7 +39,7 @@ _DEVICES_BYTES = 64 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
 _CANT_USE = re.compile("VERR_SSM_|VERR_[A-Z_]*(LOAD|VERSION|MISMATCH)")
 """What VirtualBox says where it is the snapshot that it does not start for, and not the host."""
-_DISK_ERRORS = ("DrvVD_DISKFULL", "DrvVD_", "DevAHCI_", "BLKCACHE_")
+_DISK_ERRORS = ("DrvVD_", "DevATA_", "DevAHCI_", "BLKCACHE_")
 
 
 class VirtualBoxMachine:

@@ -423,6 +423,18 @@ class TestLackOfSpace:
         await works(hypervisor, slot, image)
 
 
+    async def test_for_what_a_guest_writes(self, small: Path, hypervisor: VirtualBoxHypervisor, image: Path) -> None:
+        slot = small / "slot"
+        async with hypervisor.machine(spec(slot, image), RunningClock()) as machine:
+            filler = fill(small, but_bytes=300_000)
+            await machine.power_on()
+            async with asyncio.timeout(LIMIT_S):
+                with pytest.raises(HostDiskFailed, match="DISKFULL"):
+                    await machine.watch()
+        filler.unlink()
+        await works(hypervisor, slot, image)
+
+
 def fill(disk: Path, *, but_bytes: int) -> Path:
     filler = disk / "filler"
     room = os.statvfs(disk)
