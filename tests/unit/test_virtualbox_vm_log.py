@@ -73,6 +73,18 @@ def test_only_what_is_new(file: Path) -> None:
     assert signs(log) == [Sign.ERROR, Sign.POWERS_OFF]
 
 
+def test_whether_it_runs_is_known_after_other_signs(file: Path) -> None:
+    log = VmLog(file)
+    assert log.state is None
+    add(file, RUNS + FULL)
+    log.look()
+    assert log.state is Sign.RUNS
+    add(file, RUNS + RUNS.replace(b"RUNNING", b"SUSPENDED") + OFF)
+    log.look()
+    log.look()
+    assert log.state is Sign.STANDS
+
+
 def test_an_error_of_the_host(file: Path) -> None:
     add(file, FULL)
     assert VmLog(file).look() == [Entry(Sign.ERROR, "The file system for root.vdi is full (DrvVD_DISKFULL)")]

@@ -67,8 +67,6 @@ class VirtualBoxMachine:
         self._process: Child | None = None
         self._renew = renew
         self._is_reverted = False
-        self._stands = False
-        """It is paused, as far as we told it."""
         self._cpu_time_before_s = 0.0
         self._verbs = asyncio.Lock()
         """Of the verbs, one at a time: VirtualBox refuses others meanwhile."""
@@ -93,7 +91,6 @@ class VirtualBoxMachine:
                 await self._renew()
                 self._is_reverted = False
             await self._start(Sign.RUNS)
-            self._stands = False
 
     async def _start(self, sign: Sign, *options: str) -> None:
         """On return its log has that sign. Tried again while somebody else has a session, as who only looks at it."""
@@ -141,19 +138,15 @@ class VirtualBoxMachine:
         await self._powered.aclose()
 
     async def pause(self) -> None:
-        async with self._verbs:
-            await self._have("pause", "paused")
-        self._stands = True
+        await self._have("pause", "paused")
 
     async def resume(self) -> None:
-        async with self._verbs:
-            await self._have("resume", "running")
-        self._stands = False
+        await self._have("resume", "running")
 
     async def _have(self, verb: str, state: str) -> None:
         """Have it in this state. VirtualBox complains where it is in it, or still busy with what it was told before."""
         process = self._on
-        async with asyncio.timeout(LIMIT_S):
+        async with self._verbs, asyncio.timeout(LIMIT_S):
             while True:
                 try:
                     await self._manage("controlvm", self._place.uuid, verb)
@@ -193,11 +186,14 @@ class VirtualBoxMachine:
         async with self._verbs:
             with standing():
                 pass  # what was reached by now is in it
+            self._look()
+            ran = self._log.state is Sign.RUNS
             try:
                 await self._snapshots.take()
-            except SnapshotFailed:
-                if not self._stands:
-                    await self._have("resume", "running")  # VirtualBox leaves it standing where the disk was full
+            except SnapshotFailed as failed:
+                self._look()
+                if ran and self._log.state is Sign.STANDS:  # as where the disk is full; VirtualBox won't have it go on
+                    raise MachineExited(f"VirtualBox left the guest standing still: {failed}") from failed
                 raise
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
@@ -215,7 +211,6 @@ class VirtualBoxMachine:
         await self._snapshots.restore(snapshot)
         try:
             await self._start(Sign.STANDS, "--start-paused")
-            self._stands = True
         except MachineExited as error:
             if _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error

@@ -53,6 +53,8 @@ class VmLog:
         self._file = file
         self._read_bytes = 0
         self._rest = b""
+        self.state: Sign | None = None
+        """RUNS or STANDS, as it was at the last look."""
 
     def look(self) -> list[Entry]:
         """The new entries, in their order."""
@@ -66,6 +68,8 @@ class VmLog:
                 self._read_bytes += len(added)
                 *lines, self._rest = (self._rest[-_LONGEST_LINE_BYTES:] + added).split(b"\n")
                 entries += [entry for line in lines if (entry := _entry(line.decode(errors="replace")))]
+        states = [entry.sign for entry in entries if entry.sign in (Sign.RUNS, Sign.STANDS)]
+        self.state = states[-1] if states else self.state
         return entries
 
 
