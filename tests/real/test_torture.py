@@ -5,16 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
+from qemu.qmp import QMPClient
 
 from tests.torture.harms import Harm, Plan, Way
 from tests.torture.long_run import long_run
 from tests.torture.points import Kind
 from tests.torture.rounds import run_round
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import SnapshotFailed
+from vmwrapper.errors import MachineExited, SnapshotFailed
 from vmwrapper.hypervisor.interface import Machine, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.qemu import merging
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
+from vmwrapper.hypervisor.qemu.layers import Layer
 from vmwrapper.hypervisor.qemu.saved import saved
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("default_image")]
@@ -80,6 +84,32 @@ async def test_layers_that_were_kept_for_long_are_merged_at_once(machine: Machin
         await machine.take_snapshot(nullcontext, most_bytes=MOST_BYTES)
         await machine.resume()
     assert len(machine.snapshots) == 3
+
+
+async def take_many(machine: Machine) -> None:
+    for _ in range(9):
+        await machine.take_snapshot(nullcontext, most_bytes=MOST_BYTES)
+        await machine.resume()
+        await machine.keep_snapshots([one.number for one in machine.snapshots][:2])
+
+
+async def test_qemu_that_is_killed_as_a_merge_ends_leaves_no_layer_open(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: list[Layer] = []
+
+    async def detach(monitor: QMPClient, layer: Layer) -> None:
+        layers.append(layer)
+        [qemu] = psutil.Process().children()
+        qemu.kill()
+        await original(monitor, layer)
+
+    original = merging.detach
+    monkeypatch.setattr(merging, "detach", detach)
+    with pytest.raises(MachineExited):
+        await take_many(machine)
+    [layer] = layers
+    assert layer.file.closed
 
 
 @contextmanager

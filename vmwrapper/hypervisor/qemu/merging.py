@@ -8,7 +8,7 @@ are. Therefore that one flushes. A top layer that stands for a snapshot is left 
 import asyncio
 import itertools
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,18 +85,19 @@ class Merging:
             while (job := await self._status(merge))["status"] != "concluded":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)  # seldom, so that a listener to the job's events is not worth it
             self._merges.pop()
-            if "error" not in job:  # or else the next merge tries again
-                self._forget(merge)
-            await self._monitor.execute("job-dismiss", {"id": merge.job})
-            if "error" not in job:
-                for layer in reversed(merge.layers):  # each is still held by the one above
-                    await detach(self._monitor, layer)
-                    layer.file.close()
+            with ExitStack() as files:
+                if "error" not in job:  # or else the next merge tries again
+                    self._forget(merge, files)
+                await self._monitor.execute("job-dismiss", {"id": merge.job})
+                if "error" not in job:
+                    for layer in reversed(merge.layers):  # each is still held by the one above
+                        await detach(self._monitor, layer)
 
-    def _forget(self, merge: _Merge) -> None:
+    def _forget(self, merge: _Merge, files: ExitStack) -> None:
         for layer in merge.layers:
             self._disks.stacks[merge.disk].remove(layer)
             self.gone.add(layer.path.name)
+            files.enter_context(layer.file)
 
     async def _is_given_away(self) -> bool:
         said: Any = await self._monitor.execute("query-status")
