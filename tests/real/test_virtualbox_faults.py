@@ -24,6 +24,7 @@ from vmwrapper.errors import (
     GuestPoweredOff,
     HostDiskFailed,
     MachineExited,
+    SnapshotFailed,
     SnapshotUnusable,
     TemporaryFailure,
 )
@@ -360,7 +361,8 @@ class TestDeaths:
         slot.mkdir()
         argv = [sys.executable, "-m", "tests.real.virtualbox_episode", slot, image, "while running"]
         subprocess.run(argv, check=False)
-        shutil.rmtree(slot)
+        while slot.exists():  # its machine may be about to end
+            shutil.rmtree(slot, ignore_errors=True)
         await works(hypervisor, slot, image)
 
 
@@ -404,10 +406,12 @@ class TestLackOfSpace:
             good = await taken(machine)
             await runs_on(machine)  # it has written to the new layer, and needs no more room there
             filler = fill(small, but_bytes=100_000)
-            with pytest.raises(MachineExited, match=r"left the guest standing still: .*\n.*\n.*\n.*VERR_DISK_FULL"):
+            with pytest.raises((SnapshotFailed, MachineExited), match="VERR_DISK_FULL") as raised:
                 await taken(machine)
             assert list(machine.snapshots) == [good]
             filler.unlink()
+            if raised.type is SnapshotFailed:  # else VirtualBox has left it standing
+                await runs_on(machine)
             await machine.verify_snapshot(good.number)
             await continues(machine, good)
             await continues(machine, await taken(machine))
@@ -416,16 +420,18 @@ class TestLackOfSpace:
     async def test_for_a_machine(self, small: Path, hypervisor: VirtualBoxHypervisor, image: Path) -> None:
         filler = fill(small, but_bytes=20_000)
         slot = small / "slot"
-        with pytest.raises(TemporaryFailure):
+        with pytest.raises(TemporaryFailure, match=r"less than 8 MiB are free|VERR_DISK_FULL"):
             await works(hypervisor, slot, image)
         filler.unlink()
         await works(hypervisor, slot, image)
 
     async def test_for_what_a_guest_writes(self, small: Path, hypervisor: VirtualBoxHypervisor, image: Path) -> None:
         slot = small / "slot"
-        async with hypervisor.machine(spec(slot, image), RunningClock()) as machine:
+        async with running(hypervisor, slot, image) as machine:
+            await machine.pause()
+            await taken(machine)  # there is a new layer, where each write needs room
             filler = fill(small, but_bytes=300_000)
-            await machine.power_on()
+            await machine.resume()
             async with asyncio.timeout(LIMIT_S):
                 with pytest.raises(HostDiskFailed, match="DISKFULL"):
                     await machine.watch()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import shutil
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ _FIRST_LOOK_S = 0.02
 _PAUSE_S = 0.2
 _LOOK_S = 0.5
 _DEVICES_BYTES = 64 * MIB
+_LEAST_FREE_BYTES = 8 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
 _CANT_USE = re.compile("VERR_SSM_|VERR_[A-Z_]*(LOAD|VERSION|MISMATCH)")
 """What VirtualBox says where it is the snapshot that it does not start for, and not the host."""
@@ -110,6 +112,10 @@ class VirtualBoxMachine:
 
     async def _start_once(self, sign: Sign, *options: str) -> None:
         with _host_disk():
+            if (
+                shutil.disk_usage(self._place.folder).free < _LEAST_FREE_BYTES
+            ):  # it would say nothing, not even in its log
+                raise HostDiskFailed(f"less than {_LEAST_FREE_BYTES // MIB} MiB are free for the machine's files")
             self._console.begin()
             self._place.log.unlink(missing_ok=True)
         self._log = VmLog(self._place.log)
