@@ -47,6 +47,15 @@ def niceness(client: InitData) -> int | None:
     return _NICENESS.get(client.process_priority, _NICEST)
 
 
+def cpu_cap_percent(client: InitData) -> int:
+    """Of its processors' time, what a machine may use at most, where the client leaves that to us.
+
+    Newer clients don't throttle apps of plan classes with `vbox`. Source: BOINC's client/app_control.cpp.
+    """
+    limit = client.global_preferences.cpu_usage_limit
+    return max(1, min(round(limit), 100)) if limit and "vbox" in (client.plan_class or "") else 100
+
+
 FULL_DISK = 0.95
 """Of the bound: from then on checkpoints are deleted, before the client finds the job too large."""
 

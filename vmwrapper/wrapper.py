@@ -25,7 +25,7 @@ from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 from vmwrapper.keeper import Keeper
-from vmwrapper.limits import FULL_DISK, check_disk, check_memory, disk_use_bytes, niceness
+from vmwrapper.limits import FULL_DISK, check_disk, check_memory, cpu_cap_percent, disk_use_bytes, niceness
 from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s, status_of_end
 from vmwrapper.run_state import Reason, RunState
 from vmwrapper.task_run import TaskRun
@@ -156,6 +156,7 @@ class Episode:
                 cpus=task.cpus,
                 scratch_mib=task.scratch_mib,
                 niceness=niceness(self._api.init_data) if self._api.restarts else None,
+                cpu_cap_percent=cpu_cap_percent(self._api.init_data),
                 snapshots=[checkpoint.snapshot for checkpoint in progress.checkpoints],
             )
             async with hypervisor.machine(spec, self._run_state.clock) as machine:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -502,6 +503,22 @@ class TestSnapshots:
                 await machine.revert(snapshot)
             await machine.keep_snapshots([])
         await works(hypervisor, slot, image)
+
+
+class TestProcessorTime:
+    async def test_a_part_of_it(
+        self, hypervisor: VirtualBoxHypervisor, virtualbox: Profile, slot: Path, image: Path
+    ) -> None:
+        """VirtualBox knows what it shall be; its interpreter does not obey."""
+        capped = replace(spec(slot, image), cpu_cap_percent=20)
+        async with hypervisor.machine(capped, RunningClock()) as machine:
+            await machine.power_on()
+            snapshot = await taken(machine)
+        capped = replace(capped, cpu_cap_percent=30, snapshots=[snapshot])
+        async with hypervisor.machine(capped, RunningClock()) as machine:
+            await continues(machine, snapshot)
+            assert "cpuexecutioncap=30" in virtualbox.must("showvminfo", uuid(slot), "--machinereadable")
+            await machine.keep_snapshots([])
 
 
 class TestGuests:

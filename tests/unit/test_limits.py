@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vmwrapper.boinc.init_data import InitData
+from vmwrapper.boinc.init_data import GlobalPreferences, InitData
 from vmwrapper.errors import DiskLimitExceeded, MemoryLimitExceeded
 from vmwrapper.hypervisor.interface import MIB
-from vmwrapper.limits import check_disk, check_memory, disk_use_bytes, niceness
+from vmwrapper.limits import check_disk, check_memory, cpu_cap_percent, disk_use_bytes, niceness
 
 
 def test_memory(caplog: pytest.LogCaptureFixture) -> None:
@@ -48,3 +48,22 @@ def test_niceness(wish: int, nice: int) -> None:
 
 def test_priorities_that_nobody_shall_change() -> None:
     assert niceness(InitData(project_dir=Path("/p"), result_name="r", no_priority_change=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("plan_class", "limit", "percent"),
+    [
+        ("vbox64_mt", 50.0, 50),
+        ("vbox64", 33.4, 33),
+        ("vbox64", 0.1, 1),
+        ("vbox64", 100.0, 100),
+        ("vbox64", 250.0, 100),
+        ("vbox64", 0.0, 100),  # no limit
+        ("qemu", 50.0, 100),  # the client throttles it
+        (None, 50.0, 100),
+    ],
+)
+def test_processor_time_where_the_client_does_not_throttle(plan_class: str | None, limit: float, percent: int) -> None:
+    preferences = GlobalPreferences(cpu_usage_limit=limit)
+    client = InitData(project_dir=Path("/p"), result_name="r", plan_class=plan_class, global_preferences=preferences)
+    assert cpu_cap_percent(client) == percent

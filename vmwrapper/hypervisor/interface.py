@@ -41,6 +41,8 @@ class Abilities:
     """The guest can be given a network that reaches neither the host nor its neighbours."""
     screen: bool = False
     """There is a picture of the guest's screen."""
+    cpu_cap: bool = False
+    """A machine can be held to a part of its processors' time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,8 @@ class MachineSpec:
     """Size of the empty second disk; 0 for none."""
     niceness: int | None = None
     """Of its processes, as POSIX has it, -20 to 19; None for ours."""
+    cpu_cap_percent: int = 100
+    """Of its processors' time, the most that it gets, 1 to 100; for those with the ability `cpu_cap`."""
     snapshots: Sequence[Snapshot] = ()
     """That an earlier episode took of it."""
 

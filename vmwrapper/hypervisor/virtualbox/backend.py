@@ -38,7 +38,7 @@ class VirtualBoxHypervisor:
 
     name = "virtualbox"
     image_suffixes = IMAGE_SUFFIXES
-    abilities = Abilities(memory_snapshots=True, live_snapshots=True, screen=True)
+    abilities = Abilities(memory_snapshots=True, live_snapshots=True, screen=True, cpu_cap=True)
 
     def __init__(self, *, prefix: Sequence[str] = ()) -> None:
         """`prefix` is the beginning of a command that runs VirtualBox's programs elsewhere, as in a chroot."""

@@ -69,6 +69,8 @@ class VirtualBoxMachine:
         self._process: Child | None = None
         self._renew = renew
         self._is_reverted = False
+        self._has_old_cap = False
+        """On processor time: the snapshot's, which VirtualBox lets be changed while the guest runs only."""
         self._cpu_time_before_s = 0.0
         self._verbs = asyncio.Lock()
         """Of the verbs, one at a time: VirtualBox refuses others meanwhile."""
@@ -148,6 +150,9 @@ class VirtualBoxMachine:
 
     async def resume(self) -> None:
         await self._have("resume", "running")
+        if self._has_old_cap:
+            await self._control("cpuexecutioncap", self._spec.cpu_cap_percent)
+            self._has_old_cap = False
 
     async def _have(self, verb: str, state: str) -> None:
         """Have it in this state. VirtualBox complains where it is in it, or still busy with what it was told before."""
@@ -215,6 +220,7 @@ class VirtualBoxMachine:
         await self.power_off()
         self._is_reverted = True
         await self._snapshots.restore(snapshot)
+        self._has_old_cap = True
         try:
             await self._start(Sign.STANDS, "--start-paused")
         except MachineExited as error:
@@ -256,9 +262,12 @@ class VirtualBoxMachine:
         return max(self._process.working_set_bytes(), self._spec.memory_mib * MIB)
 
     async def screenshot(self, file: Path) -> None:
+        await self._control("screenshotpng", file)
+
+    async def _control(self, verb: str, *words: str | Path | int) -> None:
         process = self._on
         try:
-            await self._manage("controlvm", self._place.uuid, "screenshotpng", file)
+            await self._manage("controlvm", self._place.uuid, verb, *words)
         except VirtualBoxFailed as failed:
             raise await _broken(process, failed) from failed
 

@@ -53,7 +53,8 @@ class Hardware:
     def options(self, console: Path) -> Iterator[str]:
         """Of `VBoxManage modifyvm`. Source: VirtualBox's manual, "VBoxManage modifyvm"."""
         yield from ("--description", str(self.spec.identity), "--uart1", "0x3F8", "4")
-        yield from ("--uart-mode1", "file", str(console), *self._options())
+        yield from ("--uart-mode1", "file", str(console), "--cpuexecutioncap", str(self.spec.cpu_cap_percent))
+        yield from self._options()
 
     def _options(self) -> Iterator[str]:
         yield from ("--memory", str(self.spec.memory_mib), "--cpus", str(self.spec.cpus))
