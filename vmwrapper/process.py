@@ -23,6 +23,8 @@ from vmwrapper.errors import ProcessFailed
 STDERR_TAIL_BYTES = 4096
 _MOST_OUTPUT_BYTES = 1 << 30  # a package's files
 _LAST_WORDS_S = 0.1
+_REAPING_LIMIT_S = 5.0
+"""Once it is killed and we are cancelled: it may be waiting for a disk that does not answer."""
 _FOR_US = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _KEPT_VARIABLES = ("HOME", "PATH", "TMPDIR", "SYSTEMROOT", "TEMP")
 
@@ -247,7 +249,7 @@ async def _started(
     finally:
         _signal(transport, end, signal.SIGKILL)
         try:
-            await to_its_end(end.exited.wait())
+            await to_its_end(end.exited.wait(), limit_s=_REAPING_LIMIT_S)
         finally:
             transport.close()  # lets go of pipes that its children may hold
 

@@ -9,27 +9,27 @@ from pathlib import Path
 
 if sys.platform == "win32":
 
-    def _take(folder: int) -> None:
+    def _take(place: int) -> None:
         """There a folder can't be locked: they go without turns."""
 
 else:
     import fcntl
 
-    def _take(folder: int) -> None:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _take(place: int) -> None:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 _LOOK_S = 0.5
 
 
 @asynccontextmanager
-async def turn(folder: Path) -> AsyncIterator[None]:
-    """Wait until no other process has its turn in this folder, then have it. The kernel ends it with the process.
+async def turn(place: Path) -> AsyncIterator[None]:
+    """Wait until no other process has its turn at this folder or file, then have it. The kernel ends it with us.
 
-    Where the folder can't be locked, as on some file systems of networks, nobody waits.
+    Where it can't be locked, as on some file systems of networks, nobody waits.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(place, os.O_RDONLY)
     except OSError:
         yield
         return
@@ -41,9 +41,9 @@ async def turn(folder: Path) -> AsyncIterator[None]:
         os.close(descriptor)
 
 
-def _is_taken(folder: int) -> bool:
+def _is_taken(place: int) -> bool:
     try:
-        _take(folder)
+        _take(place)
     except BlockingIOError:
         return False
     except OSError:

@@ -147,6 +147,9 @@ class Episode:
     ) -> None:
         task = resolved.task
         log.info("VM image %s: %s", task.vm, resolved.image)
+        cap_percent = cpu_cap_percent(self._api.init_data)
+        if cap_percent < 100 and not hypervisor.abilities.cpu_cap:
+            log.warning("%s can't hold the machine to %d %% of the processors' time", hypervisor.name, cap_percent)
         async with self._folder_of_machine(progress) as directory:
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
@@ -156,7 +159,7 @@ class Episode:
                 cpus=task.cpus,
                 scratch_mib=task.scratch_mib,
                 niceness=niceness(self._api.init_data) if self._api.restarts else None,
-                cpu_cap_percent=cpu_cap_percent(self._api.init_data),
+                cpu_cap_percent=cap_percent,
                 snapshots=[checkpoint.snapshot for checkpoint in progress.checkpoints],
             )
             async with hypervisor.machine(spec, self._run_state.clock) as machine:

@@ -25,11 +25,12 @@ from vmwrapper.errors import (
     GuestPoweredOff,
     HostDiskFailed,
     MachineExited,
+    ProcessFailed,
     SnapshotFailed,
     SnapshotUnusable,
     TemporaryFailure,
 )
-from vmwrapper.hypervisor.interface import Machine, Snapshot
+from vmwrapper.hypervisor.interface import Machine, MachineSpec, Snapshot
 from vmwrapper.hypervisor.virtualbox import console
 from vmwrapper.hypervisor.virtualbox import machine as machines
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
@@ -260,6 +261,18 @@ class TestSomebodyElse:
             virtualbox.must("closemedium", "disk", file)
 
 
+async def let_go(hypervisor: VirtualBoxHypervisor, virtualbox: Profile, spec: MachineSpec) -> bool:
+    """Do what the message says where VirtualBox's service holds on to what it was at; whether that was not needed."""
+    try:
+        async with hypervisor.machine(spec, RunningClock()):
+            return True
+    except ProcessFailed as error:
+        if "end the process VBoxSVC" not in str(error):
+            raise
+    await killed(virtualbox, "VBoxSVC")
+    return False
+
+
 class TestDeaths:
     async def test_of_virtualboxs_service(
         self, hypervisor: VirtualBoxHypervisor, virtualbox: Profile, slot: Path, image: Path
@@ -335,8 +348,9 @@ class TestDeaths:
             snapshots = kept(slot)
             if "snapshot" in moment or moment == "while running":
                 assert [one.number for one in snapshots] == [2, 1]
+            neighbour_runs = await let_go(hypervisor, virtualbox, spec(slot, image, *snapshots))
             async with hypervisor.machine(spec(slot, image, *snapshots), RunningClock()) as machine:
-                if moment in ("while running", "after snapshot take"):
+                if moment in ("while running", "in snapshot take", "after snapshot take"):
                     await continues(machine, machine.snapshots[0])
                 else:
                     with suppress(SnapshotUnusable):
@@ -352,8 +366,9 @@ class TestDeaths:
                 await machine.power_off()
                 await machine.keep_snapshots([])
                 assert not list(place(slot).folder.glob("Snapshots/*.sav"))
-            await runs_on(neighbour)
-            assert neighbour.console_tail.count("BOOT") <= 1
+            if neighbour_runs:
+                await runs_on(neighbour)
+                assert neighbour.console_tail.count("BOOT") <= 1
         assert not list((slot / "machine").iterdir())
 
     async def test_of_an_earlier_episode_whose_slot_was_deleted(

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from tests.peers.virtualbox import Profile, clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.durable import write_durably
 from vmwrapper.errors import SnapshotUnusable, VmwrapperError
+from vmwrapper.exit_status import ExitStatus
 from vmwrapper.hypervisor.interface import Machine, MachineIdentity, MachineSpec, Snapshot
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 
@@ -33,6 +35,8 @@ _RECORD = "record.json"
 _LONGEST_LIFE_S = 12.0
 _LAST_LIMIT_S = 90.0
 _UNLIMITED = 1 << 50
+_ENDS = {None, -signal.SIGKILL, ExitStatus.TEMPORARY}
+"""Of a life that was harmed; None for one that goes on, and is killed then."""
 _MOST_BEHIND = 25
 """What a guest counts in a second and a half: the older of two snapshots is as good."""
 
@@ -67,9 +71,10 @@ def _torture(folder: Path, lifecycles: int, seed: str) -> int:
             with _life(slot, profile) as process:
                 time.sleep(moments.uniform(0.2, _LONGEST_LIFE_S))
                 _kill(harm, process, profile)
-            if (after := _count(slot)) < before:
+                status = process.poll()
+            if (after := _count(slot)) < before or status not in _ENDS:
                 lost += 1
-                print(f"LOSS: from {before} to {after}", flush=True)
+                print(f"LOSS: from {before} to {after}, ended with {status}", flush=True)
             print(f"{number}: {harm}; the guest was seen at {after}", flush=True)
         (slot / "enough").touch()
         if (status := _last_life(slot, profile)) is None:
@@ -165,7 +170,7 @@ async def _begin(machine: Machine, slot: Path) -> None:
         while not (seen := _seen(machine)):
             await asyncio.sleep(0.05)
     if seen < (safe := _count(slot)) - _MOST_BEHIND:
-        print(f"LOSS: the guest goes on at {seen}, where {safe} was safe", flush=True)
+        sys.exit(f"the guest goes on at {seen}, where {safe} was safe")
 
 
 def _recorded(slot: Path) -> list[Snapshot]:

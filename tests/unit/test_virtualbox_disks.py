@@ -1,17 +1,19 @@
 """How the disks of a machine are brought in order, with files that have what VirtualBox's headers have."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 from lxml import etree
 
+from vmwrapper.errors import HostDiskFailed
 from vmwrapper.hypervisor.interface import MachineIdentity
 from vmwrapper.hypervisor.virtualbox import disks
 from vmwrapper.hypervisor.virtualbox.place import Place, place_of
 
 NONE = UUID(int=0)
-BASE = Path("/images/base.vdi")
+BASE = Path("/images/base.img")
 NAMESPACE = "http://www.virtualbox.org/"
 
 
@@ -49,11 +51,14 @@ def settings(*attached: UUID, states: tuple[str, ...] = (), cd: UUID | None = No
     )
 
 
+def hard_disks(place: Place) -> Iterator[etree._Element]:
+    return etree.fromstring(place.settings.read_bytes()).iter(f"{{{NAMESPACE}}}HardDisk")
+
+
 def listed(place: Place) -> list[tuple[int, str, str, str | None]]:
     """Of each disk in the list: how deep it is, its UUID, its location and its type."""
-    root = etree.fromstring(place.settings.read_bytes())
     found = []
-    for element in root.iter(f"{{{NAMESPACE}}}HardDisk"):
+    for element in hard_disks(place):
         depth = sum(above.tag == element.tag for above in element.iterancestors())
         found.append((depth, element.get("uuid").strip("{}"), element.get("location"), element.get("type")))
     return found
@@ -66,7 +71,7 @@ def test_the_list_is_what_the_headers_say(place: Place) -> None:
     scratch = make(place.folder, "scratch.vdi", NONE)
     unneeded = make(place.folder, "Snapshots/{}.vdi", child)
     place.settings.write_text(settings(root, child, scratch))
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     assert listed(place) == [
         (0, str(base), str(BASE), "Normal"),
         (1, str(root), "root.vdi", None),
@@ -78,11 +83,24 @@ def test_the_list_is_what_the_headers_say(place: Place) -> None:
     assert place.settings.read_text().count("MediaRegistry>") == 2
 
 
+def test_the_base_has_its_own_format(place: Place) -> None:
+    place.settings.write_text(settings(make(place.folder, "root.vdi", uuid4())))
+    disks.put_in_order(place, BASE, "VMDK")
+    assert [element.get("format") for element in hard_disks(place)] == ["VMDK", "VDI"]
+
+
+def test_what_can_not_be_read_is_not_taken_for_absent(place: Place) -> None:
+    (place.folder / "root.vdi").mkdir()
+    place.settings.write_text(settings())
+    with pytest.raises(HostDiskFailed, match=r"root\.vdi"):
+        disks.put_in_order(place, BASE, "VDI")
+
+
 def test_two_ways_from_one_snapshot(place: Place) -> None:
     root = make(place.folder, "root.vdi", uuid4())
     children = [make(place.folder, "Snapshots/{}.vdi", root) for _ in range(2)]
     place.settings.write_text(settings(*children))
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     assert [(depth, uuid) for depth, uuid, *_ in listed(place)][1:] == [
         (1, str(root)),
         (2, str(children[0])),
@@ -97,7 +115,7 @@ def test_a_disk_that_was_just_merged_comes_back(place: Place, *, is_attached: bo
     merged = make(place.second_names, "Snapshots/{}.vdi", root)
     child = make(place.folder, "Snapshots/{}.vdi", merged)
     place.settings.write_text(settings(*[merged] * is_attached, child))
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     assert (place.folder / f"Snapshots/{{{merged}}}.vdi").exists()
     assert [uuid for _, uuid, *_ in listed(place)][1:] == [str(root), str(merged), str(child)]
 
@@ -106,14 +124,14 @@ def test_a_disk_that_nobody_needs_any_more_stays_away(place: Place) -> None:
     root = make(place.folder, "root.vdi", uuid4())
     merged = make(place.second_names, "Snapshots/{}.vdi", root)
     place.settings.write_text(settings(root))
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     assert not (place.folder / f"Snapshots/{{{merged}}}.vdi").exists()
 
 
 def test_a_cd(place: Place) -> None:
     cd = uuid4()
     place.settings.write_text(settings(cd=cd))
-    disks.put_in_order(place, Path("/images/base.iso"))
+    disks.put_in_order(place, Path("/images/base.iso"), None)
     [image] = etree.fromstring(place.settings.read_bytes()).iterfind(f".//{{{NAMESPACE}}}DVDImages/*")
     assert (image.get("uuid"), image.get("location")) == (f"{{{cd}}}", "/images/base.iso")
 
@@ -123,7 +141,7 @@ def test_settings_that_make_no_sense_stay(place: Place, text: str | None) -> Non
     make(place.folder, "root.vdi", uuid4())
     if text is not None:
         place.settings.write_text(text)
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     disks.sweep(place)
     assert (place.settings.read_text() if place.settings.exists() else None) == text
     assert (place.folder / "root.vdi").exists()
@@ -136,7 +154,7 @@ def test_parents_that_go_round(place: Place) -> None:
     header[0x1A8:0x1B8] = b.bytes_le
     (place.folder / "root.vdi").write_bytes(header)
     place.settings.write_text(settings(a))
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     assert str(a) in [uuid for _, uuid, *_ in listed(place)]
 
 
@@ -145,7 +163,7 @@ def test_files_that_are_no_disks(place: Place, content: bytes) -> None:
     root = make(place.folder, "root.vdi", uuid4())
     (place.folder / "scratch.vdi").write_bytes(content)
     place.settings.write_text(settings(root))
-    disks.put_in_order(place, BASE)
+    disks.put_in_order(place, BASE, "VMDK")
     assert [uuid for _, uuid, *_ in listed(place)][1:] == [str(root)]
 
 

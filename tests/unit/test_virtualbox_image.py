@@ -22,17 +22,26 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "image"
 
 
-@pytest.mark.parametrize("content", [vdi(), vdi(kind=2), vmdk(), vpc(), vpc(kind=2, footer_at=1536)])
-def test_disks(image: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (vdi(), "VDI"),
+        (vdi(kind=2), "VDI"),
+        (vmdk(), "VMDK"),
+        (vpc(), "VHD"),
+        (vpc(kind=2, footer_at=1536), "VHD"),
+    ],
+)
+def test_disks(image: Path, content: bytes, name: str) -> None:
     image.write_bytes(content)
-    assert check_image(image) is False
+    assert check_image(image) == name
 
 
 @pytest.mark.parametrize("content", [CD, filled(40960, {510: b"\x55\xaa", 0x8000: b"\1CD001\1"})])
 def test_cds(image: Path, content: bytes) -> None:
     """Also one that boots from a USB stick, too."""
     image.write_bytes(content)
-    assert check_image(image) is True
+    assert check_image(image) is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,7 @@ def test_what_is_refused(image: Path, content: bytes, sentence: str) -> None:
 def test_a_disk_with_a_cds_sign_is_none(image: Path, content: bytes) -> None:
     """VirtualBox would be given it as a CD: as such it is read byte by byte, whatever it names."""
     image.write_bytes(filled(max(len(content), 40960), {0: content, 0x8000: b"\1CD001\1"}))
-    assert check_image(image) is True
+    assert check_image(image) is None
 
 
 def test_missing(image: Path) -> None:

@@ -23,8 +23,8 @@ def hardware(**changed: object) -> Hardware:
     spec = MachineSpec(
         identity=IDENTITY, image=Path("/base.vdi"), directory=SLOT, memory_mib=512, cpus=2, scratch_mib=64
     )
-    kinds = {name: changed.pop(name) for name in ("is_cd", "is_interpreted") if name in changed}
-    return Hardware(spec=replace(spec, **changed), **{"is_cd": False, "is_interpreted": False, **kinds})
+    kinds = {name: changed.pop(name) for name in ("disk_format", "is_interpreted") if name in changed}
+    return Hardware(spec=replace(spec, **changed), **{"disk_format": "VDI", "is_interpreted": False, **kinds})
 
 
 class TestPlace:
@@ -93,7 +93,8 @@ class TestHardware:
         assert "interpreter" in list(hardware(is_interpreted=True).options(Path()))
 
     @pytest.mark.parametrize(
-        "changed", [{"memory_mib": 513}, {"cpus": 1}, {"scratch_mib": 0}, {"is_cd": True}, {"is_interpreted": True}]
+        "changed",
+        [{"memory_mib": 513}, {"cpus": 1}, {"scratch_mib": 0}, {"disk_format": None}, {"is_interpreted": True}],
     )
     def test_a_guest_does_not_fit_other_hardware(self, changed: dict[str, object]) -> None:
         assert hardware(**changed).digest() != hardware().digest()

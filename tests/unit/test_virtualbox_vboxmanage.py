@@ -127,14 +127,14 @@ async def test_what_passes_is_told_again(made: Make, tmp_path: Path) -> None:
 
 async def test_what_does_not_pass_after_all_is_a_failure_within_the_limit(made: Make, tmp_path: Path) -> None:
     began_s = time.monotonic()
-    assert (await failure(made(complaining(LOCKED)), limit_s=1)).fault is Fault.LOCKED
-    assert time.monotonic() - began_s < 2
+    assert (await failure(made(complaining(LOCKED)), limit_s=2)).fault is Fault.LOCKED
+    assert time.monotonic() - began_s < 3
     assert len(calls(tmp_path)) > 2
 
 
 async def test_no_end(made: Make) -> None:
     began_s = time.monotonic()
-    with pytest.raises(ProcessFailed, match=r"no end after 0.5 s: .*VBoxManage list vms\n.* service does not answer"):
+    with pytest.raises(ProcessFailed, match=r"no end after 0.5 s: .*VBoxManage list vms\n.* service is stuck"):
         await made("exec sleep 1000")("list", "vms", limit_s=0.5)
     assert time.monotonic() - began_s < 2
     assert psutil.Process().children(recursive=True) == []
@@ -145,8 +145,8 @@ async def test_no_end_when_told_again(made: Make) -> None:
     began_s = time.monotonic()
     script = f'[ "$(wc -l <{NOTES})" -gt 1 ] && exec sleep 1000; {complaining(LOCKED)}'
     with pytest.raises(ProcessFailed, match="no end"):
-        await made(script)("list", "vms", limit_s=1)
-    assert time.monotonic() - began_s < 2
+        await made(script)("list", "vms", limit_s=2)
+    assert time.monotonic() - began_s < 3
 
 
 async def test_cancelled_while_it_runs(made: Make, tmp_path: Path) -> None:

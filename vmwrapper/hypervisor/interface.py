@@ -56,7 +56,7 @@ class ProbeResult:
     accelerated: bool
     """Guests run on the processor itself."""
     reasons: tuple[str, ...]
-    """Sentences for a volunteer: why it can't be used, or only slowly, and what would help."""
+    """Sentences for a volunteer: why it can't be used, or only slowly, what would help; what else is to be known."""
     abilities: Abilities
 
 

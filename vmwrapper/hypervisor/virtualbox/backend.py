@@ -5,13 +5,13 @@ import logging
 import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import NoUsableHypervisor, TemporaryFailure
+from vmwrapper.errors import HostDiskFailed, NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.host import check_free_memory, host_processor
 from vmwrapper.hypervisor.interface import Abilities, Leftover, Machine, MachineSpec, ProbeResult
@@ -71,8 +71,8 @@ class VirtualBoxHypervisor:
         if verdict.works:
             self._manage, self._headless, self._version = manage, headless, version
             self._is_interpreted = verdict.is_interpreted
-        pack = f" with extension pack {verdict.extension_pack}" if verdict.extension_pack else ""
-        return self._result(version + pack, *verdict.reasons)
+        pack = f"it has its extension pack {verdict.extension_pack}, which is not needed"
+        return self._result(version, *verdict.reasons, *[pack] * bool(verdict.extension_pack))
 
     def _result(self, version: str | None, *reasons: str) -> ProbeResult:
         return ProbeResult(
@@ -90,8 +90,8 @@ class VirtualBoxHypervisor:
             raise NoUsableHypervisor("VirtualBox was not probed, or was found unusable")
         manage = self._manage
         check_free_memory(spec.memory_mib)
-        is_cd = await asyncio.to_thread(check_image, spec.image)
-        hardware = Hardware(spec=spec, is_cd=is_cd, is_interpreted=self._is_interpreted)
+        disk_format = await asyncio.to_thread(check_image, spec.image)
+        hardware = Hardware(spec=spec, disk_format=disk_format, is_interpreted=self._is_interpreted)
         place = place_of(spec.identity, spec.directory)
         made_by = {
             "VirtualBox version": ".".join(self._version.split(".")[:2]),
@@ -132,7 +132,9 @@ async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots:
         try:
             await _have_by(registered.find, manage, hardware, place)
         except VirtualBoxFailed as failed:
-            if failed.fault is Fault.NO_SPACE or failed.fault.passes:
+            if failed.fault is Fault.NO_SPACE:
+                raise HostDiskFailed(str(failed)) from failed
+            if failed.fault.passes:
                 raise
             log.warning("VirtualBox does not give us the machine as an earlier episode left it: %s", failed)
             await to_thread_and_back(next(remedies))
@@ -154,23 +156,23 @@ async def _have_by(
         await way(manage, hardware, place)
     except VirtualBoxFailed as failed:
         log.debug("Something may be in the way: %s", failed)
-        await registered.remove(manage, place, hardware.spec.image)
+        try:
+            await registered.remove(manage, place, hardware.spec.image)
+        except VirtualBoxFailed as error:  # it says nothing of the machine, which must not be forgotten for it
+            raise ProcessFailed(str(error)) from failed
         if failed.fault is Fault.NO_SPACE:
-            raise
+            raise HostDiskFailed(str(failed)) from failed
         await to_thread_and_back(_sweep, place, keeps)
         await way(manage, hardware, place)
 
 
 def _sweep(place: Place, keeps: bool) -> None:  # noqa: FBT001  (a thread's)
     """Remove all from the machine's directory but, where there are snapshots, its folder."""
-    try:
-        paths = list(place.folder.parent.iterdir())
-    except FileNotFoundError:  # somebody has deleted the slot
-        return
-    for path in paths:
-        if path == place.folder and keeps:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody has deleted the slot, or it can't be changed: then VirtualBox says so
+        for path in place.folder.parent.iterdir():
+            if path == place.folder and keeps:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -7,18 +7,22 @@ from vmwrapper.hypervisor.image_format import DiskFile, ImageFormat, UnusableDis
 
 IMAGE_SUFFIXES = (".vdi", ".vmdk", ".vhd", ".iso")
 
-_FORMATS = (ImageFormat.VDI, ImageFormat.VMDK, ImageFormat.VPC)
+_FORMATS = {ImageFormat.VDI: "VDI", ImageFormat.VMDK: "VMDK", ImageFormat.VPC: "VHD"}
+"""As VirtualBox calls them."""
 _CD_MAGIC = (b"CD001", 0x8001)  # ECMA-119, 8.1.2
 
 
-def check_image(path: Path) -> bool:
-    """Look at a base image, which may be hostile; whether it is a CD. Raises JobError with what is wrong with it."""
+def check_image(path: Path) -> str | None:
+    """Look at a base image, which may be hostile: a disk's format, or None for a CD.
+
+    Raises JobError with what is wrong with it.
+    """
     try:
         with path.open("rb") as file:
             magic, at = _CD_MAGIC
             file.seek(at)
             if file.read(len(magic)) == magic:
-                return True
+                return None
             found = image_format(DiskFile(file, 0, path.stat().st_size))
     except UnusableDisk as unusable:
         raise JobError(f"the image {path} {unusable}") from unusable
@@ -29,4 +33,4 @@ def check_image(path: Path) -> bool:
             f"the image {path} is in {found} format, which VirtualBox does not run:"
             f" convert it with `qemu-img convert -O vdi {path} NEW.vdi`"
         )
-    return False
+    return _FORMATS[found]

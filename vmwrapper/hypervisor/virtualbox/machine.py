@@ -4,15 +4,14 @@ import asyncio
 import logging
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.concurrency import beside, ungrouped
 from vmwrapper.errors import (
     GuestError,
-    GuestPoweredOff,
     HostDiskFailed,
     MachineExited,
     ProcessFailed,
@@ -22,11 +21,12 @@ from vmwrapper.errors import (
 )
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.virtualbox.console import Console
+from vmwrapper.hypervisor.virtualbox.disks import files
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
 from vmwrapper.hypervisor.virtualbox.vboxmanage import LIMIT_S, VBoxManage, VirtualBoxFailed, environment, facts
-from vmwrapper.hypervisor.virtualbox.vm_log import Entry, Sign, VmLog
+from vmwrapper.hypervisor.virtualbox.vm_log import Sign, VmLog, end_by
 from vmwrapper.process import Child, child, command_line
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,8 @@ _LOOK_S = 0.5
 _DEVICES_BYTES = 64 * MIB
 _LEAST_FREE_BYTES = 8 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
-_CANT_USE = re.compile("VERR_SSM_|VERR_[A-Z_]*(LOAD|VERSION|MISMATCH)")
+_CANT_USE = re.compile("VERR_SSM_|VERR_(?!VM_DRIVER_|SUP_)[A-Z_]*(LOAD|VERSION|MISMATCH)")
 """What VirtualBox says where it is the snapshot that it does not start for, and not the host."""
-_DISK_ERRORS = ("DrvVD_", "DevATA_", "DevAHCI_", "BLKCACHE_")
 
 
 class VirtualBoxMachine:
@@ -65,6 +64,8 @@ class VirtualBoxMachine:
         self._snapshots = snapshots
         self._console = Console(place.console)
         self._log = VmLog(place.log)
+        self._end: VmwrapperError | None = None
+        """What its log has told of its end."""
         self._powered = AsyncExitStack()
         self._process: Child | None = None
         self._renew = renew
@@ -121,6 +122,7 @@ class VirtualBoxMachine:
             self._console.begin()
             self._place.log.unlink(missing_ok=True)
         self._log = VmLog(self._place.log)
+        self._end = None
         argv = [*self._headless, "--startvm", self._place.uuid, "--vrde", "off", *options]
         log.debug("%s", command_line(argv))
         process = await self._powered.enter_async_context(
@@ -128,7 +130,7 @@ class VirtualBoxMachine:
         )
         try:
             async with beside(_watch_process(process)):
-                while all(entry.sign is not sign for entry in self._log.look()):  # noqa: ASYNC110  (nothing tells it)
+                while sign not in self._signs():  # noqa: ASYNC110  (nothing tells it)
                     await asyncio.sleep(_FIRST_LOOK_S)
         except BaseException:
             await self._powered.aclose()
@@ -138,38 +140,49 @@ class VirtualBoxMachine:
     async def power_off(self) -> None:
         self._cpu_time_before_s = self.cpu_time_s()
         process, self._process = self._process, None
-        if process:
-            with suppress(VmwrapperError, TimeoutError):
-                async with asyncio.timeout(_POWER_OFF_LIMIT_S):
-                    await self._manage("controlvm", self._place.uuid, "poweroff", limit_s=_POWER_OFF_LIMIT_S)
-                    await process.ended()
-        await self._powered.aclose()
+        try:
+            if process:
+                with suppress(VmwrapperError, TimeoutError):
+                    async with asyncio.timeout(_POWER_OFF_LIMIT_S):
+                        await self._manage("controlvm", self._place.uuid, "poweroff", limit_s=_POWER_OFF_LIMIT_S)
+                        await process.ended()
+        finally:
+            await self._powered.aclose()
 
     async def pause(self) -> None:
-        await self._have("pause", "paused")
+        async with self._one_verb("pause"):
+            await self._have("pause", "paused")
 
     async def resume(self) -> None:
-        await self._have("resume", "running")
-        if self._has_old_cap:
-            await self._control("cpuexecutioncap", self._spec.cpu_cap_percent)
-            self._has_old_cap = False
+        async with self._one_verb("resume"):
+            await self._have("resume", "running")
+            if self._has_old_cap:
+                await self._control("cpuexecutioncap", self._spec.cpu_cap_percent)
+                self._has_old_cap = False
+
+    @asynccontextmanager
+    async def _one_verb(self, verb: str) -> AsyncIterator[None]:
+        try:
+            async with self._verbs, asyncio.timeout(LIMIT_S):
+                yield
+        except TimeoutError as error:
+            raise MachineExited(f"VirtualBox did not {verb} the machine within {LIMIT_S:g} s") from error
 
     async def _have(self, verb: str, state: str) -> None:
         """Have it in this state. VirtualBox complains where it is in it, or still busy with what it was told before."""
         process = self._on
-        async with self._verbs, asyncio.timeout(LIMIT_S):
-            while True:
-                try:
-                    await self._manage("controlvm", self._place.uuid, verb)
-                except VirtualBoxFailed as failed:
-                    now = await self._state() if failed.fault is Fault.WRONG_STATE else None
-                    if now not in _PASSING:
-                        if now == state:
-                            return
-                        raise await _broken(process, failed) from failed
-                else:
-                    return
-                await asyncio.sleep(_FIRST_LOOK_S)
+        while True:
+            try:
+                await self._manage("controlvm", self._place.uuid, verb)
+            except VirtualBoxFailed as failed:
+                now = await self._state() if failed.fault is Fault.WRONG_STATE else None
+                if now not in _PASSING:
+                    if now == state:
+                        return
+                    raise await _broken(process, failed) from failed
+            else:
+                return
+            await asyncio.sleep(_FIRST_LOOK_S)
 
     async def _state(self) -> str | None:
         try:
@@ -183,16 +196,16 @@ class VirtualBoxMachine:
         return self._snapshots.all()
 
     def room_for_snapshot(self) -> Room:
-        sizes = (path.stat().st_size for path in self._place.folder.rglob("*.vdi"))
-        return Room(
-            state_bytes=self._spec.memory_mib * MIB + _DEVICES_BYTES,
-            disks_bytes=sum(sizes),
-        )
+        return Room(state_bytes=self._state_bytes, disks_bytes=sum(map(_size, files(self._place.folder))))
+
+    @property
+    def _state_bytes(self) -> int:
+        return self._spec.memory_mib * MIB + _DEVICES_BYTES
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
         """VirtualBox stops the guest by itself, for a moment, and lets go on what ran before."""
         process = self._on
-        if self.room_for_snapshot().state_bytes > most_bytes:
+        if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
         async with self._verbs:
             with standing():
@@ -249,8 +262,16 @@ class VirtualBoxMachine:
             await asyncio.sleep(_LOOK_S)
 
     def _look(self) -> None:
-        for entry in self._log.look():
-            _raise_for(entry)
+        self._signs()
+        if self._end:
+            raise self._end
+
+    def _signs(self) -> list[Sign]:
+        """What is new in the log. Of an end all hear who look, also later."""
+        entries = self._log.look()
+        for entry in entries:
+            self._end = self._end or end_by(entry)
+        return [entry.sign for entry in entries]
 
     def cpu_time_s(self) -> float:
         return self._cpu_time_before_s + (self._process.cpu_time_s() if self._process else 0.0)
@@ -272,23 +293,6 @@ class VirtualBoxMachine:
             raise await _broken(process, failed) from failed
 
 
-def _raise_for(entry: Entry) -> None:
-    """Raise what an entry means for a machine that we have not powered off."""
-    match entry.sign:
-        case Sign.RESETS:
-            raise GuestPoweredOff("the guest rebooted before the task was done")
-        case Sign.POWERS_OFF:
-            raise GuestPoweredOff("the guest powered off before the task was done")
-        case Sign.ENDED:
-            raise MachineExited("VirtualBox powered the machine off: somebody told it to, or its service has ended")
-        case Sign.GURU:
-            raise MachineExited("VirtualBox gave up on the guest (Guru Meditation)")
-        case Sign.ERROR if any(name in entry.words for name in _DISK_ERRORS):
-            raise HostDiskFailed(f"the host's disk failed under the guest: {entry.words}")
-        case Sign.ERROR:
-            raise MachineExited(f"VirtualBox stopped the guest: {entry.words}")
-
-
 async def _watch_process(process: Child) -> NoReturn:
     status = await process.ended()
     raise MachineExited(f"VirtualBox ended with status {status}; it said: {process.last_words or '(nothing)'}")
@@ -301,6 +305,13 @@ async def _broken(process: Child, failed: ProcessFailed) -> VmwrapperError:
             await process.ended()
             return MachineExited(f"VirtualBox ended; it said: {process.last_words or '(nothing)'}")
     return MachineExited(str(failed))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # VirtualBox has just merged it
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import ProcessFailed
+from vmwrapper.errors import HostDiskFailed, ProcessFailed
 from vmwrapper.hostile import one_line
-from vmwrapper.hypervisor.virtualbox import disks
+from vmwrapper.hypervisor.virtualbox import disks, spare
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.settings import CD, CONTROLLER, CONTROLLER_OPTIONS, ROOT, SCRATCH, Hardware
-from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed
+from vmwrapper.hypervisor.virtualbox.vboxmanage import STUCK, VBoxManage, VirtualBoxFailed
 from vmwrapper.turns import turn
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _LOCATION = re.compile(r"^Location: +(.+)$", re.MULTILINE)
 _ENDING_LIMIT_S = 5.0
 _CLOSING_LIMIT_S = 30.0
+_TURN_LIMIT_S = 5.0
 _PAUSE_S = 0.5
 
 
@@ -69,7 +70,7 @@ async def _create_overlay(manage: VBoxManage, base: Path, overlay: Path) -> None
     VirtualBox always opens a base for writing, and brings the header of one that another program made up to date, once.
     """
     words = "createmedium", "disk", "--filename", overlay, "--format", "VDI", "--diffparent", base
-    async with turn(base.parent):
+    async with turn(base):
         with _times_kept(base):
             try:
                 await manage(*words)
@@ -83,7 +84,10 @@ async def _create_overlay(manage: VBoxManage, base: Path, overlay: Path) -> None
 
 @contextmanager
 def _times_kept(file: Path) -> Iterator[None]:
-    before = file.stat()
+    try:
+        before = file.stat()
+    except OSError as error:
+        raise HostDiskFailed(f"can't read {file}: {error.strerror}") from error
     try:
         yield
     finally:
@@ -94,11 +98,12 @@ def _times_kept(file: Path) -> Iterator[None]:
 async def find(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
     """Have the machine that an earlier episode has left with its snapshots. Raises VirtualBoxFailed, HostDiskFailed."""
     base = hardware.spec.image
-    await to_thread_and_back(disks.put_in_order, place, base)
-    async with turn(base.parent):
+    await to_thread_and_back(disks.put_in_order, place, base, hardware.disk_format)
+    async with turn(base):
         with _times_kept(base):
             await manage("registervm", place.settings)
     await to_thread_and_back(disks.sweep, place)
+    await to_thread_and_back(spare.forget_disks, place)
 
 
 async def remove(manage: VBoxManage, place: Place, base: Path | None) -> None:
@@ -128,15 +133,19 @@ async def close_disks(manage: VBoxManage, folder: Path, base: Path | None) -> No
         if all([await _closes(manage, "disk", file) for file in reversed(ours)]):  # children before their parents
             break
         if loop.time() > ends_at_s:
-            raise ProcessFailed(f"VirtualBox does not let go of {one_line(ours[-1])}: another machine may use it")
+            raise ProcessFailed(
+                f"VirtualBox does not let go of {one_line(ours[-1])}, unless a machine uses it: {STUCK}"
+            )
         await asyncio.sleep(_PAUSE_S)
         files = await _known(manage, "hdds")
-    kind = "disk"
-    if base and base.suffix == ".iso":
-        kind, files = "dvd", await _known(manage, "dvds")
-    if base and str(base) in files:
-        async with turn(base.parent):
-            await _closes(manage, kind, str(base))  # but where another job uses it
+    if base:
+        kind = "disk"
+        if str(base) not in files:
+            kind, files = "dvd", await _known(manage, "dvds")
+        if str(base) in files:
+            with suppress(TimeoutError):  # another job begins with it
+                async with asyncio.timeout(_TURN_LIMIT_S), turn(base):
+                    await _closes(manage, kind, str(base))  # but where another job uses it
 
 
 async def _known(manage: VBoxManage, kind: str) -> list[str]:

@@ -45,10 +45,14 @@ class Hardware:
     """A machine's."""
 
     spec: MachineSpec
-    is_cd: bool
-    """It boots from a CD, and has no disk but the scratch disk."""
+    disk_format: str | None
+    """Of the base image, as VirtualBox calls it; None where that is a CD, and there is no disk but the scratch disk."""
     is_interpreted: bool
     """For hosts whose processor can run no guests."""
+
+    @property
+    def is_cd(self) -> bool:
+        return self.disk_format is None
 
     def options(self, console: Path) -> Iterator[str]:
         """Of `VBoxManage modifyvm`. Source: VirtualBox's manual, "VBoxManage modifyvm"."""

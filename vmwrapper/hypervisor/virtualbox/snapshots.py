@@ -12,7 +12,7 @@ from typing import Any
 
 from vmwrapper.digest import digest_from_disk, digest_of
 from vmwrapper.durable import sync
-from vmwrapper.errors import SnapshotFailed, SnapshotUnusable
+from vmwrapper.errors import MachineExited, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import Snapshot
 from vmwrapper.hypervisor.virtualbox import spare
 from vmwrapper.hypervisor.virtualbox.faults import Fault
@@ -98,6 +98,7 @@ class Snapshots:
     def forget(self) -> None:
         """There are none, since their machine is not to be had any more."""
         self._saved = {}
+        self._deleted = []
 
     async def take(self) -> None:
         """Take one of a machine that runs or stands still, and that goes on so. Raises SnapshotFailed, ProcessFailed.
@@ -198,7 +199,7 @@ class Snapshots:
         self._may_be_more = False
 
     async def restore(self, snapshot: Snapshot) -> None:
-        """Have a machine that is off begin as it was then. Raises SnapshotUnusable."""
+        """Have a machine that is off begin as it was then. Raises SnapshotUnusable, MachineExited."""
         one = self._saved.get(snapshot.number)
         if one is None or one != saved(snapshot):
             raise SnapshotUnusable("there is no such snapshot")
@@ -210,4 +211,6 @@ class Snapshots:
             await self._delete_unknown()
             await self._manage("snapshot", self._place.uuid, "restore", one.uuid)
         except VirtualBoxFailed as failed:
+            if failed.fault.passes or failed.fault is Fault.NO_SPACE:  # it is not the snapshot's
+                raise MachineExited(str(failed)) from failed
             raise SnapshotUnusable(str(failed)) from failed

@@ -24,9 +24,9 @@ def keep_settings(place: Place) -> None:
 
 
 def restore_settings(place: Place) -> None:
-    """Have the last good ones, where there are any."""
-    with suppress(OSError):
-        shutil.copyfile(place.good_settings, place.settings)
+    """Have the last good ones, where there are any. Raises HostDiskFailed."""
+    with suppress(FileNotFoundError):
+        write_durably(place.settings, place.good_settings.read_bytes())
 
 
 @contextmanager
@@ -38,6 +38,12 @@ def disks_kept(place: Place) -> Iterator[None]:
             second.parent.mkdir(parents=True, exist_ok=True)
             second.unlink(missing_ok=True)
             os.link(disk, second)
-        sync(place.second_names)
+        for folder in (place.second_names / "Snapshots", place.second_names, place.folder):
+            sync(folder)
     yield
+    forget_disks(place)
+
+
+def forget_disks(place: Place) -> None:
+    """Remove the second names, once VirtualBox has the machine as it is."""
     shutil.rmtree(place.second_names, ignore_errors=True)

@@ -89,10 +89,17 @@ async def verdict(
             return Verdict(works, is_interpreted, tuple(map(str, reasons)), pack)
     complaint, found = await _tried(manage, headless, clock)
     if found.works and (complaint is None or re.search(_LASTING, complaint)):
-        version = _VERSION.search(await manage("list", "extpacks"))
-        found = replace(found, extension_pack=version[1] if version else "")
+        found = replace(found, extension_pack=await _extension_pack(manage))
         keep(file, question, [found.works, found.is_interpreted, list(found.reasons), found.extension_pack])
     return found
+
+
+async def _extension_pack(manage: VBoxManage) -> str:
+    """Its version; nothing where there is none, or nobody says so: none is needed."""
+    with suppress(ProcessFailed):
+        if found := _VERSION.search(await manage("list", "extpacks", limit_s=_END_LIMIT_S)):
+            return found[1]
+    return ""
 
 
 def folder_of(settings: Path) -> Path | None:

@@ -17,10 +17,11 @@ LIMIT_S = 60.0
 """Of a call and its retries: VBoxManage may have to start VirtualBox's service first, on a busy computer."""
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 _LONGEST_PAUSE_S = 0.8
+_LEAST_TRY_S = 1.0
 _CANCELLED_LIMIT_S = 1.0
-_STUCK = (
-    "VirtualBox's service does not answer: if it goes on so, restart this computer, or end the process VBoxSVC while "
-    "no other machine of VirtualBox's runs"
+STUCK = (
+    "VirtualBox's service is stuck: if it goes on so, restart this computer, or end the process VBoxSVC while no other "
+    "machine of VirtualBox's runs"
 )
 _COMPLAINT = re.compile("^(?:VBoxManage(?:[.]exe)?: )?error: ", re.MULTILINE)
 _FACT = re.compile(r'^"?([^"=\n]+)"?=(?:"(.*)"|(.*))$', re.MULTILINE)
@@ -59,7 +60,7 @@ class VBoxManage:
             try:
                 return await self._once(argv, limit_s=round(ends_at_s - loop.time(), 1), lenient=despite_complaints)
             except VirtualBoxFailed as failed:
-                if not failed.fault.passes or loop.time() + pause_s >= ends_at_s:
+                if not failed.fault.passes or loop.time() + pause_s + _LEAST_TRY_S > ends_at_s:
                     raise
             await asyncio.sleep(pause_s)
         raise AssertionError  # the pauses have no end
@@ -73,7 +74,7 @@ class VBoxManage:
             done = await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
         except ProcessFailed as error:
             if isinstance(error.__cause__, TimeoutError):
-                raise ProcessFailed(f"{error}\n{_STUCK}") from error
+                raise ProcessFailed(f"{error}\n{STUCK}") from error
             raise
         said, complaint = _text(done.stdout), _text(done.stderr)
         if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):

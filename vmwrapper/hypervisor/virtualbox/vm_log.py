@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from vmwrapper.errors import GuestPoweredOff, HostDiskFailed, MachineExited, VmwrapperError
 from vmwrapper.hostile import printable
 
 # From the line's beginning: a guest can have anything logged, behind words of VirtualBox's.
@@ -44,6 +46,30 @@ class Entry:
 
     sign: Sign
     words: str = ""
+
+
+_ENDS: Mapping[Sign, tuple[type[VmwrapperError], str]] = {
+    Sign.RESETS: (GuestPoweredOff, "the guest rebooted before the task was done"),
+    Sign.POWERS_OFF: (GuestPoweredOff, "the guest powered off before the task was done"),
+    Sign.ENDED: (
+        MachineExited,
+        "VirtualBox powered the machine off: somebody told it to, or its service has ended",
+    ),
+    Sign.GURU: (MachineExited, "VirtualBox gave up on the guest (Guru Meditation)"),
+}
+_DISK_ERRORS = ("DrvVD_", "DevATA_", "DevAHCI_", "BLKCACHE_")
+
+
+def end_by(entry: Entry) -> VmwrapperError | None:
+    """What it means for a machine that we have not powered off; None where that goes on."""
+    if entry.sign is Sign.ERROR and any(name in entry.words for name in _DISK_ERRORS):
+        return HostDiskFailed(f"the host's disk failed under the guest: {entry.words}")
+    if entry.sign is Sign.ERROR:
+        return MachineExited(f"VirtualBox stopped the guest: {entry.words}")
+    if entry.sign not in _ENDS:
+        return None
+    kind, words = _ENDS[entry.sign]
+    return kind(words)
 
 
 class VmLog:
