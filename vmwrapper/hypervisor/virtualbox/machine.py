@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from vmwrapper.concurrency import beside, ungrouped
 from vmwrapper.errors import (
-    GuestError,
     GuestPoweredOff,
     HostDiskFailed,
+    JobError,
     MachineExited,
     ProcessFailed,
     SnapshotFailed,
@@ -54,8 +54,12 @@ class VirtualBoxMachine:
         place: Place,
         snapshots: Snapshots,
         renew: Callable[[], Awaitable[None]],
+        guest: Guest | None,
     ) -> None:
-        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots."""
+        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots.
+
+        `guest` is None where nobody may log in there.
+        """
         self._manage = manage
         self._headless = headless
         self._spec = spec
@@ -66,6 +70,7 @@ class VirtualBoxMachine:
         self._powered = AsyncExitStack()
         self._process: Child | None = None
         self._renew = renew
+        self._guest = guest
         self._is_reverted = False
         self._stands = False
         """It is paused, as far as we told it."""
@@ -75,7 +80,9 @@ class VirtualBoxMachine:
 
     @property
     def guest(self) -> Guest:
-        raise GuestError("this version of vmwrapper gives no commands to a guest of VirtualBox's")
+        if self._guest is None:
+            raise JobError("VirtualBox gives commands to a guest only as one of its users: the job has no <password>")
+        return self._guest
 
     @property
     def console_tail(self) -> str:
