@@ -35,6 +35,10 @@ class VirtualBoxGuest:
     def __init__(self, control: GuestControl) -> None:
         self._control = control
 
+    def settle(self) -> None:
+        """To be told when it runs on after it was reverted."""
+        self._control.settle()
+
     async def ready(self, *, limit_s: float) -> None:
         try:
             await self._control.call("check", limit_s=limit_s)

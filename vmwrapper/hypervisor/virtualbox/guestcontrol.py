@@ -33,6 +33,7 @@ _MOST_AROUND_BYTES = 1 << 20
 _MOST_IN_WORDS = 32 * 1024  # more is faster by a file
 _GRACE_S = 30.0
 _PAUSE_S = 0.3
+_SETTLES_S = 5.0
 _LOGIN_LIMIT_S = 30.0
 # VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
 _PROGRAM = ("--exe", "/usr/bin/env", "--wait-stdout", "--wait-stderr")
@@ -73,7 +74,15 @@ class GuestControl:
         self._login = login
         self._clock = clock
         self._folder = folder
+        self._silent_until_s = 0.0
         self._script = _COMMENTS.sub("", (package_files(__package__) / "guest.sh").read_text())
+
+    def settle(self) -> None:
+        """Leave a guest that was reverted, and runs on from now, in peace until its VBoxService has found back.
+
+        One that is asked after 1 s never answers again; after 3 s it always did.
+        """
+        self._silent_until_s = self._clock.elapsed_s + _SETTLES_S
 
     @property
     def user(self) -> str:
@@ -98,6 +107,7 @@ class GuestControl:
         complaint = "it was not asked"
         refused_since_s: float | None = None
         try:
+            await self._clock.sleep(self._silent_until_s - self._clock.elapsed_s)
             async with self._clock.timeout(limit_s):
                 while True:
                     try:

@@ -22,6 +22,7 @@ from vmwrapper.errors import (
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.virtualbox.console import Console
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
+from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
 from vmwrapper.hypervisor.virtualbox.vboxmanage import LIMIT_S, VBoxManage, VirtualBoxFailed, environment, facts
@@ -54,7 +55,7 @@ class VirtualBoxMachine:
         place: Place,
         snapshots: Snapshots,
         renew: Callable[[], Awaitable[None]],
-        guest: Guest | None,
+        guest: VirtualBoxGuest | None,
     ) -> None:
         """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots.
 
@@ -72,6 +73,8 @@ class VirtualBoxMachine:
         self._renew = renew
         self._guest = guest
         self._is_reverted = False
+        self._is_unsettled = False
+        """It was reverted, and has not run since."""
         self._stands = False
         """It is paused, as far as we told it."""
         self._cpu_time_before_s = 0.0
@@ -156,6 +159,9 @@ class VirtualBoxMachine:
         async with self._verbs:
             await self._have("resume", "running")
         self._stands = False
+        if self._guest and self._is_unsettled:
+            self._guest.settle()
+        self._is_unsettled = False
 
     async def _have(self, verb: str, state: str) -> None:
         """Have it in this state. VirtualBox complains where it is in it, or still busy with what it was told before."""
@@ -222,7 +228,7 @@ class VirtualBoxMachine:
         await self._snapshots.restore(snapshot)
         try:
             await self._start(Sign.STANDS, "--start-paused")
-            self._stands = True
+            self._stands = self._is_unsettled = True
         except MachineExited as error:
             if _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error
