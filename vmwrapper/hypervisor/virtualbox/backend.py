@@ -14,7 +14,7 @@ from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import NoUsableHypervisor, TemporaryFailure
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.host import check_free_memory, host_processor
-from vmwrapper.hypervisor.interface import Abilities, Guest, Leftover, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.interface import Abilities, Leftover, Machine, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.virtualbox import left, registered, spare, trial
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.find import find_vboxmanage
@@ -131,7 +131,7 @@ class VirtualBoxHypervisor:
         return await left.found(VBoxManage(*self._prefix, program)) if program else ()
 
 
-def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningClock) -> Guest | None:
+def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningClock) -> VirtualBoxGuest | None:
     if spec.login is None:
         return None
     return VirtualBoxGuest(GuestControl(manage, place.uuid, spec.login, clock, folder=spec.directory))

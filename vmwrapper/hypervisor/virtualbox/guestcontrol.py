@@ -107,7 +107,8 @@ class GuestControl:
         complaint = "it was not asked"
         refused_since_s: float | None = None
         try:
-            await self._clock.sleep(self._silent_until_s - self._clock.elapsed_s)
+            if (rest_s := self._silent_until_s - self._clock.elapsed_s) > 0:
+                await self._clock.sleep(rest_s)
             async with self._clock.timeout(limit_s):
                 while True:
                     try:
