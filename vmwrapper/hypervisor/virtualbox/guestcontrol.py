@@ -14,11 +14,12 @@ import re
 import secrets
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
+from typing import TypeVar
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, MachineExited
@@ -46,6 +47,7 @@ mkdir -p "$d" && %s >"$blob" && . "$blob"
 """
 _BY_WORDS = _UNPACK % 'printf %s "$@" | base64 -d | gzip -dc'
 _BY_FILE = _UNPACK % '{ gzip -dc <"$1" && rm -f "$1"; }'
+T = TypeVar("T")
 _COMMENTS = re.compile(r"^ *#.*\n", re.MULTILINE)
 
 
@@ -102,8 +104,26 @@ class GuestControl:
 
         Raises GuestSilent after `limit_s`, GuestError, MachineExited, JobError where the guest lets us not log in.
         """
-        nonce = nonce or secrets.token_hex(16)
-        words = (nonce, directory or ".", verb, *arguments)
+        words = (nonce or secrets.token_hex(16), directory or ".", verb, *arguments)
+        return await self._repeated(lambda: self._once(words, stdin, limit_s), _what(verb, arguments), limit_s)
+
+    async def copy_to(self, file: Path, there: str, *, limit_s: float) -> None:
+        """Copy a file of the host to a path of the guest's, of ASCII letters, that `user` may write to. Raises as `call`.
+
+        It is GuestError where the guest can't take it, as when its disk is full.
+        """
+
+        async def once() -> None:
+            try:
+                await self._copy_to(file, there, limit_s)
+            except VirtualBoxFailed as failed:
+                if failed.fault in (Fault.OTHER, Fault.NO_SPACE):
+                    raise GuestError(f"the guest does not take {file.name}: {failed}") from failed
+                raise
+
+        await self._repeated(once, f"the guest did not take {file.name}", limit_s)
+
+    async def _repeated(self, once: Callable[[], Awaitable[T]], what: str, limit_s: float) -> T:
         complaint = "it was not asked"
         refused_since_s: float | None = None
         try:
@@ -112,7 +132,7 @@ class GuestControl:
             async with self._clock.timeout(limit_s):
                 while True:
                     try:
-                        return await self._once(words, stdin, limit_s)
+                        return await once()
                     except _CutOff as cut_off:
                         complaint = str(cut_off)
                     except VirtualBoxFailed as failed:
@@ -120,7 +140,7 @@ class GuestControl:
                         refused_since_s = self._judged(failed, refused_since_s)
                     await self._clock.sleep(_PAUSE_S)
         except TimeoutError as error:
-            raise GuestSilent(f"{_what(verb, arguments)} within {limit_s:g} s; the last try: {complaint}") from error
+            raise GuestSilent(f"{what} within {limit_s:g} s; the last try: {complaint}") from error
 
     def _judged(self, failed: VirtualBoxFailed, refused_since_s: float | None) -> float | None:
         """Since when the guest lets us not log in, which a guest that boots may do. Raises where that is the end."""
@@ -150,7 +170,7 @@ class GuestControl:
         else:
             with self._file(blob) as file:
                 there = f"/tmp/.vmwrapper-{nonce}"  # noqa: S108  (the guest's)
-                await self.copy_to(file, there, limit_s=limit_s)
+                await self._copy_to(file, there, limit_s)
             said = await self._shell(_BY_FILE, nonce, there, limit_s=limit_s)
         return _answer(said, nonce)
 
@@ -160,8 +180,7 @@ class GuestControl:
         timeout_ms = max(1000, round(limit_s * 1000))
         return await self._told("run", *_PROGRAM, "--timeout", str(timeout_ms), "--", *words, limit_s=limit_s)
 
-    async def copy_to(self, file: Path, there: str, *, limit_s: float) -> None:
-        """Copy a file of the host to a path of the guest's, of ASCII letters, that `user` may write to."""
+    async def _copy_to(self, file: Path, there: str, limit_s: float) -> None:
         await self._told("copyto", str(file), there, limit_s=limit_s)
 
     async def _told(self, verb: str, *words: str, limit_s: float) -> bytes:
