@@ -108,9 +108,9 @@ class GuestControl:
         return await self._repeated(lambda: self._once(words, stdin, limit_s), _what(verb, arguments), limit_s)
 
     async def copy_to(self, file: Path, there: str, *, limit_s: float) -> None:
-        """Copy a file of the host to a path of the guest's, of ASCII letters, that `user` may write to. Raises as `call`.
+        """Copy a file of the host to a path of the guest's, of ASCII letters, that `user` may write to.
 
-        It is GuestError where the guest can't take it, as when its disk is full.
+        Raises as `call`; GuestError where the guest can't take it, as when its disk is full.
         """
 
         async def once() -> None:
