@@ -34,6 +34,7 @@ class VirtualBoxGuest:
 
     def __init__(self, control: GuestControl) -> None:
         self._control = control
+        self.quiet = control.quiet
 
     def settle(self) -> None:
         """To be told when it runs on after it was reverted."""

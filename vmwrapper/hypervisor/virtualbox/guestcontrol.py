@@ -7,6 +7,7 @@ reverted. So the script prints its own end, with a nonce, and a call is repeated
 Source: VirtualBox's manual, "VBoxManage guestcontrol"; its src/VBox/Frontends/VBoxManage/VBoxManageGuestCtrl.cpp.
 """
 
+import asyncio
 import base64
 import gzip
 import os
@@ -34,7 +35,7 @@ _MOST_AROUND_BYTES = 1 << 20
 _MOST_IN_WORDS = 32 * 1024  # more is faster by a file
 _GRACE_S = 30.0
 _PAUSE_S = 0.3
-_SETTLES_S = 5.0
+_SETTLES_S = 8.0
 _LOGIN_LIMIT_S = 30.0
 # VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
 _PROGRAM = ("--exe", "/usr/bin/env", "--wait-stdout", "--wait-stderr")
@@ -77,6 +78,8 @@ class GuestControl:
         self._clock = clock
         self._folder = folder
         self._silent_until_s = 0.0
+        self.quiet = asyncio.Lock()
+        """To be held while a snapshot is taken: a guest that was in a call then answers none after going back."""
         self._script = _COMMENTS.sub("", (package_files(__package__) / "guest.sh").read_text())
 
     def settle(self) -> None:
@@ -184,6 +187,10 @@ class GuestControl:
         await self._told("copyto", str(file), there, limit_s=limit_s)
 
     async def _told(self, verb: str, *words: str, limit_s: float) -> bytes:
+        async with self.quiet:
+            return await self._told_alone(verb, *words, limit_s=limit_s)
+
+    async def _told_alone(self, verb: str, *words: str, limit_s: float) -> bytes:
         with self._password() as (file, descriptors):
             login = ("--username", self.user, "--passwordfile", file)
             return await self._manage.output(

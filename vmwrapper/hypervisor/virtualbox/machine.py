@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -203,7 +203,7 @@ class VirtualBoxMachine:
         process = self._on
         if self.room_for_snapshot().state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
-        async with self._verbs:
+        async with self._verbs, self._quiet_guest():
             with standing():
                 pass  # what was reached by now is in it
             try:
@@ -214,6 +214,21 @@ class VirtualBoxMachine:
                 raise
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
+
+    @asynccontextmanager
+    async def _quiet_guest(self) -> AsyncIterator[None]:
+        if self._guest is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                await self._guest.quiet.acquire()
+        except TimeoutError as error:
+            raise SnapshotFailed("the guest is busy with a command") from error
+        try:
+            yield
+        finally:
+            self._guest.quiet.release()
 
     async def verify_snapshot(self, number: int) -> None:
         await self._snapshots.verify(number)
