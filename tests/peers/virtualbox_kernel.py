@@ -2,7 +2,7 @@
 
 Where VirtualBox executes guests by its interpreter, Debian's own has not said a word after 150 s; this one takes 15 s.
 
-`python -m tests.peers.virtualbox_kernel` builds it, in about 10 minutes, and keeps it between runs. No test does that.
+`make kernel` builds it, in about 10 minutes, and keeps it between runs. No test does that.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ def missing() -> str | None:
     if platform.machine() != "x86_64":
         return "the guest's kernel is for x86-64"
     if not _home().exists():
-        return f"there is no {_home()}: `python -m {__spec__.name}` builds it in about 10 minutes"
+        return f"there is no {_home()}: `make kernel` builds it in about 10 minutes"
     return None
 
 

@@ -41,6 +41,11 @@ def virtualbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Profile]:
         yield profile
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(virtualbox: Profile) -> None:
+    """The profile sees to that, when all tests have had the machine."""
+
+
 def spec_in(directory: Path, login: Login | None) -> MachineSpec:
     return MachineSpec(
         identity=MachineIdentity("test", "guest", str(directory)),
