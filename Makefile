@@ -1,6 +1,6 @@
 # Everything a newcomer or CI needs; `make help` says what.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test torture fuzz check bench clean qemu image test-tools test-peers
+.PHONY: help setup run test torture fuzz check kernel bench clean qemu image test-tools test-peers
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,9 @@ check: $(BIN)/.ready-test  ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+kernel: $(BIN)/.ready-test  ## for tests with VirtualBox, the kernel of their guest: once, in 10 minutes
+	$(BIN)/python -m tests.peers.virtualbox_kernel
 
 bench: setup $(BIN)/.ready-test  ## measure against bare QEMU: a table, and build/bench.json
 	@mkdir -p build

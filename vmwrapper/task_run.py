@@ -48,7 +48,7 @@ _SUSPICIOUS_S = 60.0
 _FIRST_LOOK_S = 0.05
 _LOOKS_GROW_BY = 1.5
 _LOOKS_PER_SIGN_OF_LIFE = 30
-_SECONDS_PER_REPORT = 3
+_LOOKS_PER_REPORT = 3
 
 Kept = Callable[[], AbstractAsyncContextManager[None]]
 """See `Keeper.kept`."""
@@ -249,7 +249,7 @@ class TaskRun:
         look_s = _FIRST_LOOK_S
         looks = 0
         while (end := await launcher.ended()) is None:
-            await (asyncio.sleep(look_s) if look_s < 1.0 else next_second())
+            await (asyncio.sleep(look_s) if look_s < self._machine.guest.look_s else self._next_look())
             await self._run_state.may_run()
             look_s *= _LOOKS_GROW_BY
             looks += 1
@@ -262,10 +262,14 @@ class TaskRun:
     async def _hear_often(self) -> NoReturn:
         """Let the progress know what the guest says, beside the program."""
         while True:
-            for _ in range(_SECONDS_PER_REPORT):
-                await next_second()
+            for _ in range(_LOOKS_PER_REPORT):
+                await self._next_look()
             await self._run_state.may_run()
             await self._hear()
+
+    async def _next_look(self) -> None:
+        await asyncio.sleep(self._machine.guest.look_s - 1.0)
+        await next_second()
 
     async def _hear(self) -> None:
         task, guest, progress = self._task, self._machine.guest, self._progress

@@ -19,7 +19,7 @@ from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, TemporaryFailure, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
-from vmwrapper.hypervisor.interface import Hypervisor, Machine, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.interface import Hypervisor, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
@@ -161,6 +161,7 @@ class Episode:
                 niceness=niceness(self._api.init_data) if self._api.restarts else None,
                 cpu_cap_percent=cap_percent,
                 snapshots=[checkpoint.snapshot for checkpoint in progress.checkpoints],
+                login=Login(task.user, task.password) if task.password else None,
             )
             async with hypervisor.machine(spec, self._run_state.clock) as machine:
                 log.info("Machine created: %d MiB, %d CPU(s)", task.memory_mib, task.cpus)

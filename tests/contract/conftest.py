@@ -1,23 +1,21 @@
 """One machine of each hypervisor for the tests that leave it as it is, and the makings of others."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.peers import boot_sector, virtualbox_chroot
+from tests.peers import boot_sector, virtualbox_chroot, virtualbox_linux
 from tests.peers.virtualbox import clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.folders import image_folder
-from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.memory import IMAGE
 
-from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxSubject
-
-BOOT_LIMIT_S = 30.0
+from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxLinuxSubject, VirtualBoxSubject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,6 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         able = [pytest.param("memory"), pytest.param("qemu", marks=pytest.mark.qemu)]
         if metafunc.definition.get_closest_marker("guest_commands") is None:
             able.append(pytest.param("virtualbox", marks=pytest.mark.virtualbox))
+        elif metafunc.module.__name__.endswith("test_guest_contract"):  # in others each test boots: 30 s without VT
+            able.append(pytest.param("virtualbox with Linux", marks=pytest.mark.virtualbox_linux))
         metafunc.parametrize("subject", able, indirect=True, scope="module")
 
 
@@ -37,8 +37,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         case "qemu":
             yield _qemu()
         case "virtualbox":
-            with _virtualbox(tmp_path_factory.mktemp("virtualbox")) as subject:
-                yield subject
+            with _virtualbox(tmp_path_factory.mktemp("virtualbox"), boot_sector.missing):
+                yield VirtualBoxSubject()
+        case "virtualbox with Linux":
+            with _virtualbox(tmp_path_factory.mktemp("virtualbox"), virtualbox_linux.missing):
+                yield VirtualBoxLinuxSubject()
 
 
 def _memory(folder: Path) -> Subject:
@@ -57,13 +60,13 @@ def _qemu() -> Subject:
 
 
 @contextmanager
-def _virtualbox(folder: Path) -> Iterator[Subject]:
-    if reason := boot_sector.missing() or virtualbox_chroot.missing():
+def _virtualbox(folder: Path, guest_missing: Callable[[], str | None]) -> Iterator[None]:
+    if reason := guest_missing() or virtualbox_chroot.missing():
         pytest.skip(reason)
     with clean_profile(folder) as profile, pytest.MonkeyPatch.context() as patch:
         for name in ("PATH", "VBOX_USER_HOME", "VBOX_IPC_SOCKETID"):
             patch.setenv(name, profile.environment[name])
-        yield VirtualBoxSubject()
+        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -73,7 +76,7 @@ async def hypervisor(subject: Subject) -> Hypervisor:
     return hypervisor
 
 
-def make_spec(image: Path, directory: Path) -> MachineSpec:
+def make_spec(image: Path, directory: Path, login: Login | None) -> MachineSpec:
     return MachineSpec(
         identity=MachineIdentity("contract", "result", str(directory)),
         image=image,
@@ -81,6 +84,7 @@ def make_spec(image: Path, directory: Path) -> MachineSpec:
         memory_mib=128,
         cpus=1,
         scratch_mib=64,
+        login=login,
     )
 
 
@@ -89,7 +93,7 @@ def spec(subject: Subject, tmp_path: Path) -> MachineSpec:
     """Of a machine that one test has for itself."""
     directory = tmp_path / "machine"
     directory.mkdir()
-    return make_spec(subject.image, directory)
+    return make_spec(subject.image, directory, subject.login)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -97,10 +101,10 @@ async def machine(
     subject: Subject, hypervisor: Hypervisor, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Machine]:
     """A machine that is up, shared by all tests of a module."""
-    spec = make_spec(subject.image, tmp_path_factory.mktemp("machine"))
+    spec = make_spec(subject.image, tmp_path_factory.mktemp("machine"), subject.login)
     async with hypervisor.machine(spec, RunningClock()) as machine:
         await machine.power_on()
-        await subject.up(machine, limit_s=BOOT_LIMIT_S)
+        await subject.up(machine, limit_s=subject.boots_within_s)
         yield machine
 
 

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import psutil
 
-from tests.peers import boot_sector
+from tests.peers import boot_sector, virtualbox_linux
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
 from vmwrapper.guest.launcher import Launcher, Program
-from vmwrapper.hypervisor.interface import Guest, Hypervisor, Machine, MachineSpec, Snapshot
+from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineSpec, Snapshot
 from vmwrapper.hypervisor.memory import FOLDER, LINK, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.qemu.saved import saved
@@ -39,6 +39,8 @@ class Subject(Protocol):
     image: Path
     ends_within_s: float
     """Whatever happens, the end of a machine's block; also each verb."""
+    boots_within_s: float
+    login: Login | None
 
     def hypervisor(self) -> Hypervisor:
         """A new one, not yet probed."""
@@ -75,6 +77,8 @@ class _Commanded:
     """Of hypervisors whose guests take commands."""
 
     ends_within_s = 1.0
+    boots_within_s = 30.0
+    login: Login | None = None
 
     async def up(self, machine: Machine, *, limit_s: float) -> None:
         await machine.guest.ready(limit_s=limit_s)
@@ -127,14 +131,8 @@ class MemorySubject(_Commanded):
         _in_memory(machine).end(GuestPanicked("panicked"))
 
 
-class QemuSubject(_Commanded):
-    """See `Subject`."""
-
-    def __init__(self, image: Path) -> None:
-        self.image = image
-
-    def hypervisor(self) -> Hypervisor:
-        return QemuHypervisor()
+class _Linux(_Commanded):
+    """Of those whose guest is one."""
 
     async def make_folder(self, guest: Guest, path: str) -> None:
         await _sh(guest, f"mkdir {shlex.quote(path)}")
@@ -151,6 +149,16 @@ class QemuSubject(_Commanded):
     async def uptime_s(self, machine: Machine) -> float:
         result = await machine.guest.run(["cat", "/proc/uptime"], limit_s=_LIMIT_S)
         return float(result.stdout.split()[0])
+
+
+class QemuSubject(_Linux):
+    """See `Subject`."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+
+    def hypervisor(self) -> Hypervisor:
+        return QemuHypervisor()
 
     def files_of(self, snapshot: Snapshot) -> set[str]:
         return saved(snapshot).files
@@ -170,6 +178,8 @@ class VirtualBoxSubject:
     """See `Subject`. Its guest counts from its start on, and does nothing else."""
 
     ends_within_s = 15.0  # its service stalls for ten, once in some hundred calls
+    boots_within_s = 30.0
+    login = None
 
     def __init__(self) -> None:
         self.image = boot_sector.disk(boot_sector.boot_sector(timer_ticks=1, rests=False), "vdi")
@@ -199,6 +209,20 @@ class VirtualBoxSubject:
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
         assert isinstance(machine, VirtualBoxMachine)
         psutil.Process(machine._on.pid).kill()
+
+
+class VirtualBoxLinuxSubject(_Linux):
+    """See `Subject`. Where VirtualBox interprets its guests, each call takes some seconds."""
+
+    ends_within_s = 15.0
+    boots_within_s = 90.0
+    login = Login(virtualbox_linux.USER, virtualbox_linux.PASSWORD)
+
+    def __init__(self) -> None:
+        self.image = virtualbox_linux.cd()
+
+    def hypervisor(self) -> Hypervisor:
+        return VirtualBoxHypervisor()
 
 
 def host_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:

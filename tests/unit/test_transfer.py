@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError, HostDiskFailed, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hypervisor.interface import MIB, CommandResult, FileKind
+from vmwrapper.hypervisor.outputs import Output, Sink
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
-from vmwrapper.hypervisor.qemu.outputs import Output, Sink
 from vmwrapper.hypervisor.qemu.transfer import DataPort
 from vmwrapper.hypervisor.qemu.window import LARGE_BYTES
 

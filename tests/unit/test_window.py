@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import HostDiskFailed, TransferFailed
+from vmwrapper.hypervisor.inputs import inputs
 from vmwrapper.hypervisor.interface import MIB
+from vmwrapper.hypervisor.outputs import Output
 from vmwrapper.hypervisor.qemu.agent import REPLY_LIMIT_BYTES
-from vmwrapper.hypervisor.qemu.inputs import inputs
-from vmwrapper.hypervisor.qemu.outputs import Output
 from vmwrapper.hypervisor.qemu.port import Port
 from vmwrapper.hypervisor.qemu.window import Window
 

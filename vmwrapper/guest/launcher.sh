@@ -40,6 +40,7 @@ mount_scratch() {
     for disk in /sys/block/*; do
         serial=
         [ -e "$disk/serial" ] && read -r serial <"$disk/serial"
+        [ -e "$disk/device/vpd_pg80" ] && serial=$(tail -c +5 "$disk/device/vpd_pg80" | tr -d '\0 ') # an ATA disk's
         [ "$serial" = "$scratch" ] && break
         disk=
     done

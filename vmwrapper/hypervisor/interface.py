@@ -14,7 +14,7 @@ the RunningClock that the machine was created with. Errors are those of errors.p
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -33,6 +33,8 @@ class Abilities:
 
     guest_commands: bool = False
     """Commands are run in the guest, and files copied: a job needs it."""
+    needs_login: bool = False
+    """They are given in the name of a user of the guest, by the machine's `login` only."""
     memory_snapshots: bool = False
     """A snapshot contains the guest's memory, so that a restart goes on where it was taken."""
     live_snapshots: bool = False
@@ -107,6 +109,14 @@ Standing = Callable[[], AbstractContextManager[None]]
 """Makes the block inside which a guest stands still for a snapshot."""
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """An account in the guest."""
+
+    user: str
+    password: str = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """What a machine is made from."""
@@ -126,6 +136,8 @@ class MachineSpec:
     """Of its processors' time, the most that it gets, 1 to 100; for those with the ability `cpu_cap`."""
     snapshots: Sequence[Snapshot] = ()
     """That an earlier episode took of it."""
+    login: Login | None = None
+    """Who gives the guest its commands, for hypervisors that ask: root, or who may be that by `sudo -n`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,10 @@ class FileKind(Enum):
 class Guest(Protocol):
     """The inside of a machine that is powered on."""
 
+    @property
+    def look_s(self) -> float:
+        """So many seconds must lie between two looks at files, for that to cost next to nothing; at least 1."""
+
     async def ready(self, *, limit_s: float) -> None:
         """Wait until the guest takes commands. Raises GuestSilent after `limit_s`."""
 
@@ -161,7 +177,7 @@ class Guest(Protocol):
         """
 
     async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
-        """A small file's first `limit_bytes`, or None where there is none: cheap enough to ask each second."""
+        """A small file's first `limit_bytes`, or None where there is none: cheap enough to ask each `look_s`."""
 
     async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
         """A file's last `limit_bytes`, or None where there is nothing that can be read: cheap, too."""

@@ -289,6 +289,8 @@ class MemoryMachine:
 class MemoryGuest:
     """See `Guest`. `files` by their absolute path."""
 
+    look_s = 1.0
+
     def __init__(self, machine: MemoryMachine) -> None:
         self.machine = machine
         self.files: dict[str, GuestFile] = dict.fromkeys(_FOLDERS, FOLDER)

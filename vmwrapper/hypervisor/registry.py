@@ -29,8 +29,9 @@ class Registry:
         return _named(self._hypervisors, wanted)
 
     def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
-        """The same of those that run jobs: all that a job may mean by this name."""
-        return _named([one for one in self._hypervisors if one.abilities.guest_commands], wanted)
+        """The same of those that run jobs, and for none of those that need no login: a job has to know that it does."""
+        able = [one for one in self._hypervisors if one.abilities.guest_commands]
+        return _named([one for one in able if wanted or not one.abilities.needs_login], wanted)
 
     async def choose(self, wanted: str | None, clock: RunningClock) -> Hypervisor:
         """The hypervisor with this name, or the best usable one: accelerated ones first.

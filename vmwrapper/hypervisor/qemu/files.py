@@ -12,8 +12,8 @@ from vmwrapper.concurrency import ungrouped
 from vmwrapper.errors import HostDiskFailed
 from vmwrapper.guest.bundle import Bundle, Section, extract
 from vmwrapper.hypervisor.interface import MachineSpec
+from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.qemu.base_image import BaseImage
-from vmwrapper.hypervisor.qemu.outputs import writing
 from vmwrapper.hypervisor.qemu.window import WINDOW_BYTES
 
 

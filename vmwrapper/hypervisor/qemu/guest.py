@@ -15,6 +15,8 @@ from vmwrapper.process import Child
 class QemuGuest:
     """See `Guest`: commands by the guest agent, files by a port of their own."""
 
+    look_s = 1.0
+
     def __init__(self, agent: Agent, data_port: DataPort, process: Child) -> None:
         """`process` is asked why, when it closed a connection."""
         self._agent = agent

@@ -21,10 +21,10 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back, ungrouped
 from vmwrapper.errors import GuestError, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.checksum import CHECKSUMS, Checksum
+from vmwrapper.hypervisor.inputs import CHUNK_BYTES, Input, archive, archive_bytes, in_guest, inputs
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
-from vmwrapper.hypervisor.qemu.checksum import CHECKSUMS, Checksum
-from vmwrapper.hypervisor.qemu.inputs import CHUNK_BYTES, Input, archive, archive_bytes, in_guest, inputs
-from vmwrapper.hypervisor.qemu.outputs import Output, Sink, kinds, output
+from vmwrapper.hypervisor.outputs import Output, Sink, kinds, output
 from vmwrapper.hypervisor.qemu.port import STALL_S, Port
 from vmwrapper.hypervisor.qemu.window import LARGE_BYTES, Window
 

@@ -21,9 +21,9 @@ import xxhash
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import TransferFailed
 from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.inputs import CHUNK_BYTES, Input, contents
 from vmwrapper.hypervisor.interface import MIB
-from vmwrapper.hypervisor.qemu.inputs import CHUNK_BYTES, Input, contents
-from vmwrapper.hypervisor.qemu.outputs import Output, Sink, writing
+from vmwrapper.hypervisor.outputs import Output, Sink, writing
 from vmwrapper.hypervisor.qemu.port import Port
 
 WINDOW_SERIAL = "vmwrapper-window"

@@ -18,6 +18,8 @@ from vmwrapper.hypervisor.interface import Abilities, Leftover, Machine, Machine
 from vmwrapper.hypervisor.virtualbox import left, registered, spare, trial
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.find import find_vboxmanage
+from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
+from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
 from vmwrapper.hypervisor.virtualbox.image import IMAGE_SUFFIXES, check_image
 from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
 from vmwrapper.hypervisor.virtualbox.place import Place, place_of
@@ -38,7 +40,9 @@ class VirtualBoxHypervisor:
 
     name = "virtualbox"
     image_suffixes = IMAGE_SUFFIXES
-    abilities = Abilities(memory_snapshots=True, live_snapshots=True, screen=True, cpu_cap=True)
+    abilities = Abilities(
+        guest_commands=True, needs_login=True, memory_snapshots=True, live_snapshots=True, screen=True, cpu_cap=True
+    )
 
     def __init__(self, *, prefix: Sequence[str] = ()) -> None:
         """`prefix` is the beginning of a command that runs VirtualBox's programs elsewhere, as in a chroot."""
@@ -85,7 +89,7 @@ class VirtualBoxHypervisor:
         )
 
     @asynccontextmanager
-    async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:  # noqa: ARG002  (others')
+    async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
         if self._manage is None:
             raise NoUsableHypervisor("VirtualBox was not probed, or was found unusable")
         manage = self._manage
@@ -107,7 +111,15 @@ class VirtualBoxHypervisor:
                 await registered.remove(manage, place, spec.image)
                 await _have(manage, hardware, place, snapshots)
 
-            machine = VirtualBoxMachine(manage, self._headless, spec, place=place, snapshots=snapshots, renew=renew)
+            machine = VirtualBoxMachine(
+                manage,
+                self._headless,
+                spec,
+                place=place,
+                snapshots=snapshots,
+                renew=renew,
+                guest=_guest(manage, place, spec, clock),
+            )
             try:
                 yield machine
             finally:
@@ -119,6 +131,12 @@ class VirtualBoxHypervisor:
     async def leftovers(self) -> Sequence[Leftover]:
         program = await asyncio.to_thread(find_vboxmanage)
         return await left.found(VBoxManage(*self._prefix, program)) if program else ()
+
+
+def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningClock) -> VirtualBoxGuest | None:
+    if spec.login is None:
+        return None
+    return VirtualBoxGuest(GuestControl(manage, place.uuid, spec.login, clock, folder=spec.directory))
 
 
 async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots: Snapshots) -> None:

@@ -19,6 +19,9 @@ class Fault(Enum):
     SAME_UUID = "another disk or machine with the same UUID is registered"
     INACCESSIBLE = "a file of the machine is not there or can't be read"
     NO_SPACE = "the host's disk is full"
+    GUEST_BUSY = "the guest takes no commands just now"
+    LOGIN_REFUSED = "the guest does not let this user log in"
+    GUEST_FAILED = "the guest could not run what it was told to"
     OTHER = "something else"
 
     @property
@@ -29,6 +32,12 @@ class Fault(Enum):
 
 _TABLE = (
     # (result code, or "" for any or none; text, or "" for any; what it means): the first that fits
+    ("", "not able to logon|VERR_(AUTHENTICATION_FAILURE|ACCOUNT_RESTRICTED)", Fault.LOGIN_REFUSED),
+    (
+        "",
+        "guest session|guest (execution|control) service|guest process|VERR_NOT_READY|Guest Additions",
+        Fault.GUEST_BUSY,
+    ),
     ("", "VERR_DISK_FULL|DrvVD_DISKFULL|VERR_FILE_TOO_BIG|No space left", Fault.NO_SPACE),
     ("", "more than one child|has (\\d+ )?(child|differencing)|cannot be directly attached|storage type", Fault.IN_USE),
     ("", "UUID .* already exists|the same UUID as", Fault.SAME_UUID),

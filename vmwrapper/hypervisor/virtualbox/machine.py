@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from vmwrapper.concurrency import beside, ungrouped
 from vmwrapper.errors import (
-    GuestError,
     HostDiskFailed,
+    JobError,
     MachineExited,
     ProcessFailed,
     SnapshotFailed,
@@ -23,6 +23,7 @@ from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapsh
 from vmwrapper.hypervisor.virtualbox.console import Console
 from vmwrapper.hypervisor.virtualbox.disks import files
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
+from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
 from vmwrapper.hypervisor.virtualbox.vboxmanage import LIMIT_S, VBoxManage, VirtualBoxFailed, environment, facts
@@ -55,8 +56,12 @@ class VirtualBoxMachine:
         place: Place,
         snapshots: Snapshots,
         renew: Callable[[], Awaitable[None]],
+        guest: VirtualBoxGuest | None,
     ) -> None:
-        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots."""
+        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots.
+
+        `guest` is None where nobody may log in there.
+        """
         self._manage = manage
         self._headless = headless
         self._spec = spec
@@ -69,16 +74,21 @@ class VirtualBoxMachine:
         self._powered = AsyncExitStack()
         self._process: Child | None = None
         self._renew = renew
+        self._guest = guest
         self._is_reverted = False
         self._has_old_cap = False
         """On processor time: the snapshot's, which VirtualBox lets be changed while the guest runs only."""
+        self._is_unsettled = False
+        """It was reverted, and has not run since."""
         self._cpu_time_before_s = 0.0
         self._verbs = asyncio.Lock()
         """Of the verbs, one at a time: VirtualBox refuses others meanwhile."""
 
     @property
     def guest(self) -> Guest:
-        raise GuestError("this version of vmwrapper gives no commands to a guest of VirtualBox's")
+        if self._guest is None:
+            raise JobError("VirtualBox gives commands to a guest only as one of its users: the job has no <password>")
+        return self._guest
 
     @property
     def console_tail(self) -> str:
@@ -159,6 +169,9 @@ class VirtualBoxMachine:
             if self._has_old_cap:
                 await self._control("cpuexecutioncap", self._spec.cpu_cap_percent)
                 self._has_old_cap = False
+        if self._guest and self._is_unsettled:
+            self._guest.settle()
+        self._is_unsettled = False
 
     @asynccontextmanager
     async def _one_verb(self, verb: str) -> AsyncIterator[None]:
@@ -207,7 +220,7 @@ class VirtualBoxMachine:
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
-        async with self._verbs:
+        async with self._verbs, self._quiet_guest():
             with standing():
                 pass  # what was reached by now is in it
             self._look()
@@ -221,6 +234,21 @@ class VirtualBoxMachine:
                 raise
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
+
+    @asynccontextmanager
+    async def _quiet_guest(self) -> AsyncIterator[None]:
+        if self._guest is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                await self._guest.quiet.acquire()
+        except TimeoutError as error:
+            raise SnapshotFailed("the guest is busy with a command") from error
+        try:
+            yield
+        finally:
+            self._guest.quiet.release()
 
     async def verify_snapshot(self, number: int) -> None:
         await self._snapshots.verify(number)
@@ -236,6 +264,7 @@ class VirtualBoxMachine:
         self._has_old_cap = True
         try:
             await self._start(Sign.STANDS, "--start-paused")
+            self._is_unsettled = True
         except MachineExited as error:
             if _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error

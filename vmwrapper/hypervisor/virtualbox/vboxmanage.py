@@ -11,7 +11,7 @@ from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import ProcessFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
-from vmwrapper.process import command_line, complete
+from vmwrapper.process import Completed, command_line, complete
 
 LIMIT_S = 60.0
 """Of a call and its retries: VBoxManage may have to start VirtualBox's service first, on a busy computer."""
@@ -26,6 +26,7 @@ STUCK = (
 _COMPLAINT = re.compile("^(?:VBoxManage(?:[.]exe)?: )?error: ", re.MULTILINE)
 _FACT = re.compile(r'^"?([^"=\n]+)"?=(?:"(.*)"|(.*))$', re.MULTILINE)
 _OUTPUT_LIMIT_BYTES = 1 << 20
+_WORDS_SHOWN = 4  # of what a guest is told
 _THEIRS = ("VBOX_USER_HOME", "VBOX_IPC_SOCKETID", "VBOX_MSI_INSTALL_PATH", "USER", "LOGNAME", "APPDATA", "USERPROFILE")
 
 
@@ -65,24 +66,49 @@ class VBoxManage:
             await asyncio.sleep(pause_s)
         raise AssertionError  # the pauses have no end
 
+    async def output(self, *arguments: str, limit_s: float, most_bytes: int, pass_fds: Sequence[int] = ()) -> bytes:
+        """What a program in a guest prints, once. Raises VirtualBoxFailed, with GUEST_FAILED where the guest's failed.
+
+        What is more than `most_bytes` is a failure, too. `pass_fds` keep their numbers.
+        """
+        argv = [*self._program, *arguments]
+        done = await self._completed(argv, limit_s=limit_s, most_bytes=most_bytes, pass_fds=pass_fds)
+        complaint = _text(done.stderr)
+        if done.status != 0:
+            is_its = _COMPLAINT.search(complaint) or done.status < 0
+            raise _failed(done, [*argv[:_WORDS_SHOWN], "..."], fault(complaint) if is_its else Fault.GUEST_FAILED)
+        return done.stdout
+
     async def _once(self, argv: Sequence[str], *, limit_s: float, lenient: bool) -> str:
+        done = await self._completed(argv, limit_s=limit_s, most_bytes=_OUTPUT_LIMIT_BYTES)
+        said, complaint = _text(done.stdout), _text(done.stderr)
+        if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):
+            raise _failed(done, argv, fault(complaint or said))
+        return said
+
+    async def _completed(
+        self, argv: Sequence[str], *, limit_s: float, most_bytes: int, pass_fds: Sequence[int] = ()
+    ) -> Completed:
         call = complete(
-            argv, limit_s=limit_s, environment=environment(), starts_daemons=True, most_bytes=_OUTPUT_LIMIT_BYTES
+            argv,
+            limit_s=limit_s,
+            environment=environment(),
+            starts_daemons=True,
+            most_bytes=most_bytes,
+            pass_fds=pass_fds,
         )
-        # VirtualBox's service stalls for ten seconds when a call is killed.
         try:
-            done = await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
+            # VirtualBox's service stalls for ten seconds when a call is killed.
+            return await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
         except ProcessFailed as error:
             if isinstance(error.__cause__, TimeoutError):
                 raise ProcessFailed(f"{error}\n{STUCK}") from error
             raise
-        said, complaint = _text(done.stdout), _text(done.stderr)
-        if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):
-            words = printable(complaint) or printable(said) or "(nothing)"
-            raise VirtualBoxFailed(
-                f"status {done.status} from: {command_line(argv)}\nit said: {words}", fault(complaint or said)
-            )
-        return said
+
+
+def _failed(done: Completed, argv: Sequence[str], why: Fault) -> VirtualBoxFailed:
+    words = printable(_text(done.stderr)) or printable(_text(done.stdout)) or "(nothing)"
+    return VirtualBoxFailed(f"status {done.status} from: {command_line(argv)}\nit said: {words}", why)
 
 
 def _text(said: bytes) -> str:

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from vmwrapper.errors import HostDiskFailed, TransferFailed
 from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.checksum import Checksum
 from vmwrapper.hypervisor.interface import FileKind
-from vmwrapper.hypervisor.qemu.checksum import Checksum
 
 _EXCERPT = 100
 _FACTS = re.compile(r"([0-9a-f]{1,8}):([0-9]{1,20}):-?[0-9]+")

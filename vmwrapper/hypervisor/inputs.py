@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmwrapper.errors import JobError, TransferFailed
-from vmwrapper.hypervisor.qemu.checksum import Checksum
+from vmwrapper.hypervisor.checksum import Checksum
 
 CHUNK_BYTES = 256 * 1024
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
