@@ -195,6 +195,7 @@ class TestSomebodyElse:
                     await machine.power_on()
                     await machine.pause()
                     await machine.resume()
+                    await runs_on(machine)
                     snapshot = await taken(machine)
                     await continues(machine, snapshot)
                     await machine.power_off()
@@ -528,6 +529,7 @@ class TestProcessorTime:
         capped = replace(spec(slot, image), cpu_cap_percent=20)
         async with hypervisor.machine(capped, RunningClock()) as machine:
             await machine.power_on()
+            await runs_on(machine)
             snapshot = await taken(machine)
         capped = replace(capped, cpu_cap_percent=30, snapshots=[snapshot])
         async with hypervisor.machine(capped, RunningClock()) as machine:

@@ -78,6 +78,8 @@ async def main(slot: Path, image: Path, moment: str) -> None:
         mortal.moment = moment
     async with hypervisor.machine(spec(slot, image), RunningClock()) as machine:
         await machine.power_on()
+        while "TICK 2" not in machine.console_tail:
+            await asyncio.sleep(0.05)
         for _ in range(2):
             await machine.take_snapshot(standing, most_bytes=1 << 40)
             await asyncio.sleep(0.2)
