@@ -164,7 +164,7 @@ class QemuSubject(_Linux):
         return saved(snapshot).files
 
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
-        [process] = [child for child in psutil.Process().children() if str(spec.identity) in " ".join(child.cmdline())]
+        [process] = [child for child in psutil.Process().children() if str(spec.identity) in _command_line(child)]
         process.kill()
 
     async def power_off_inside(self, machine: Machine) -> None:
@@ -258,3 +258,9 @@ async def _last_command(guest: Guest, script: str) -> None:
     """Run what the guest doesn't survive."""
     with suppress(GuestSilent):
         await guest.run(["sh", "-c", f"sleep 0.1; {script}"], limit_s=0.5)
+
+
+def _command_line(process: psutil.Process) -> str:
+    with suppress(psutil.Error):  # it has just ended
+        return " ".join(process.cmdline())
+    return ""

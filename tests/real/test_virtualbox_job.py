@@ -75,7 +75,7 @@ def test_goes_on_after_its_wrapper_was_killed(virtualbox: Profile, tmp_path: Pat
 
     wrapper = start(virtualbox, job, first)
     until_said(wrapper, first, "Checkpoint taken")
-    seen = [" ".join(process.cmdline()) for process in psutil.process_iter()]
+    seen = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     wrapper.kill()
     wrapper.wait()
     wrapper = start(virtualbox, job, second)

@@ -41,7 +41,8 @@ class Kind(Enum):
 KILLS = (Kind.WRAPPER, Kind.QEMU, Kind.BOTH)
 _ERRORS = (Kind.EIO, Kind.ENOSPC)
 _NO_QEMU = (Kind.WRAPPER,)
-_QEMU = "vmwrapper.hypervisor.qemu"
+_HYPERVISOR = "vmwrapper.hypervisor"
+_QEMU = f"{_HYPERVISOR}.qemu"
 _LAYER_OR_STATE = r"(state-[0-9]+|(root|scratch)-[0-9]+\.qcow2)"
 _NEW_RECORD = re.escape(f".vmwrapper-{RECORD_FILE}.new")
 _ARRIVED = r"\.vmwrapper-[0-9a-f]{16}"
@@ -180,8 +181,8 @@ _POINTS = (
     _before("put", f"{_QEMU}.port:Port.write", "the inputs are on their way into the guest", most=14),
     _before("start", "vmwrapper.guest.launcher:Launcher.start", "all inputs are there", most=2),
     _after("started", "vmwrapper.guest.launcher:Launcher.start", "the program has just been started", most=2),
-    _before("get", f"{_QEMU}.outputs:Sink.write", "the outputs are on their way out", most=30),
-    _before("create-output", f"{_QEMU}.outputs:_create", "an output is about to arrive", most=3),
+    _before("get", f"{_HYPERVISOR}.outputs:Sink.write", "the outputs are on their way out", most=30),
+    _before("create-output", f"{_HYPERVISOR}.outputs:_create", "an output is about to arrive", most=3),
     _before("output-sync", "vmwrapper.outputs:sync", "an output has arrived, and is not synced", most=6),
     _before("finish", "vmwrapper.task_run:TaskRun._finish", "all outputs are synced, beside their places", most=2),
     _after(
@@ -239,7 +240,7 @@ _POINTS = (
         kinds=(Kind.EIO,),
         files=_LAYER_OR_STATE,
     ),
-    _before("error-create-output", f"{_QEMU}.outputs:_create", "an output can't be made", most=3, kinds=_ERRORS),
+    _before("error-create-output", f"{_HYPERVISOR}.outputs:_create", "an output can't be made", most=3, kinds=_ERRORS),
     _before(
         "error-output-sync", "vmwrapper.outputs:sync", "an output or its folder can't be synced", most=6, kinds=_ERRORS
     ),
