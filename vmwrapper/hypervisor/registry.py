@@ -29,7 +29,7 @@ class Registry:
         return _named(self._hypervisors, wanted)
 
     def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
-        """The same of those that run jobs, and for none of those that need no login: a job has to know that it does."""
+        """The same of those that run jobs. One that needs a login is only for jobs that name it."""
         able = [one for one in self._hypervisors if one.abilities.guest_commands]
         return _named([one for one in able if wanted or not one.abilities.needs_login], wanted)
 

@@ -148,7 +148,7 @@ async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots:
     remedies: Iterator[Callable[[], None]] = iter([partial(spare.restore_settings, place), snapshots.forget])
     while snapshots.all():
         try:
-            await _have_by(registered.find, manage, hardware, place)
+            await _have_by(registered.find, manage, hardware, place, keeps=True)
         except VirtualBoxFailed as failed:
             if failed.fault is Fault.NO_SPACE:
                 raise HostDiskFailed(str(failed)) from failed
@@ -158,7 +158,7 @@ async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots:
             await to_thread_and_back(next(remedies))
         else:
             return
-    await _have_by(registered.create, manage, hardware, place)
+    await _have_by(registered.create, manage, hardware, place, keeps=False)
 
 
 async def _have_by(
@@ -166,9 +166,13 @@ async def _have_by(
     manage: VBoxManage,
     hardware: Hardware,
     place: Place,
+    *,
+    keeps: bool,
 ) -> None:
-    """Have the machine registered. What an earlier episode left in VirtualBox is removed only if it is in the way."""
-    keeps = way is registered.find
+    """Have the machine registered. What an earlier episode left in VirtualBox is removed only if it is in the way.
+
+    `keeps` has its files stay, which snapshots need.
+    """
     await to_thread_and_back(_sweep, place, keeps)
     try:
         await way(manage, hardware, place)
