@@ -21,7 +21,7 @@ from vmwrapper.outputs import put_in_place_late
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _LARGEST_BYTES = 1 << 20
 
 
@@ -50,6 +50,8 @@ class Checkpoint:
 
     reached: Reached
     snapshot: Snapshot
+    backend: str
+    """The hypervisor's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,15 +48,17 @@ class Checkpointer:
         machine: Machine,
         task: Task,
         *,
+        backend: str,
         api: AppApi,
         run_state: RunState,
         progress: Progress,
         outputs: Collection[Path],
         offset: Callable[[], float] = random.random,
     ) -> None:
-        """`outputs` count, too, against the bound of the disk; `offset` is 0 to 1."""
+        """`backend` is the hypervisor's name; `outputs` count, too, against the disk's bound; `offset` is 0 to 1."""
         self._machine = machine
         self._task = task
+        self._backend = backend
         self._api = api
         self._run_state = run_state
         self._progress = progress
@@ -154,7 +156,7 @@ class Checkpointer:
     def _checkpoints(self) -> list[Checkpoint]:
         """Of all snapshots that there are, newest first."""
         return [
-            Checkpoint(reached=self._reached[snapshot.number], snapshot=snapshot)
+            Checkpoint(reached=self._reached[snapshot.number], snapshot=snapshot, backend=self._backend)
             for snapshot in self._machine.snapshots
             if snapshot.number in self._reached
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vmwrapper.boinc.api import AppApi, Request
-from vmwrapper.checkpoint import count_try, fingerprint, last_record, read_record, record_of_end, remove_record
+from vmwrapper.checkpoint import Record, count_try, fingerprint, last_record, read_record, record_of_end, remove_record
 from vmwrapper.checkpointer import Checkpointer
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
@@ -20,7 +20,7 @@ from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, Temp
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
 from vmwrapper.hypervisor.interface import Hypervisor, Login, Machine, MachineIdentity, MachineSpec
-from vmwrapper.hypervisor.registry import Registry
+from vmwrapper.hypervisor.registry import Registry, Wanted, why_unfit
 from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
@@ -100,7 +100,8 @@ class Episode:
         job = read_job(job_file)
         if await self._was_done(job_file, job):
             return
-        backends = [await self._choose(task) for task in job.tasks]
+        earlier = _earlier_backends(read_record(self._api.slot), len(job.tasks))
+        backends = [await self._choose(task, backend) for task, backend in zip(job.tasks, earlier, strict=True)]
         tasks = resolve_job(
             job,
             job_file,
@@ -138,9 +139,15 @@ class Episode:
         self._api.report(status_of_end(record))
         return True
 
-    async def _choose(self, task: Task) -> Hypervisor:
+    async def _choose(self, task: Task, earlier: str | None) -> Hypervisor:
+        """`earlier` is the hypervisor that has checkpoints of it."""
         check_memory(task.memory_mib, self._api.init_data.rsc_memory_bound_bytes)
-        return await self._registry.choose(self._options.backend or task.backend, self._run_state.clock)
+        wanted = Wanted(
+            name=self._options.backend or task.backend,
+            earlier=earlier,
+            unfit=partial(why_unfit, task, self._api.resolve),
+        )
+        return await self._registry.choose(wanted, self._run_state.clock)
 
     async def _run_task(
         self, resolved: ResolvedTask, hypervisor: Hypervisor, progress: Progress, *, is_last: bool
@@ -150,6 +157,9 @@ class Episode:
         cap_percent = cpu_cap_percent(self._api.init_data)
         if cap_percent < 100 and not hypervisor.abilities.cpu_cap:
             log.warning("%s can't hold the machine to %d %% of the processors' time", hypervisor.name, cap_percent)
+        if any(checkpoint.backend != hypervisor.name for checkpoint in progress.checkpoints):
+            log.warning("The task begins anew: its checkpoints are not %s's", hypervisor.name)
+            progress.begin_anew()
         async with self._folder_of_machine(progress) as directory:
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
@@ -201,6 +211,7 @@ class Episode:
         return Checkpointer(
             machine,
             resolved.task,
+            backend=hypervisor.name,
             api=self._api,
             run_state=self._run_state,
             progress=progress,
@@ -294,6 +305,14 @@ def _has_checkpoints(slot: Path) -> bool:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _earlier_backends(record: Record | None, tasks: int) -> Sequence[str | None]:
+    """For each task, the hypervisor that an earlier episode has left checkpoints of it with."""
+    backends: list[str | None] = [None] * tasks
+    if record and record.checkpoints and record.tasks_done < tasks:
+        backends[record.tasks_done] = record.checkpoints[0].backend
+    return backends
 
 
 def _make_folder(path: Path, is_emptied: bool) -> None:  # noqa: FBT001  (a thread's)

@@ -71,7 +71,7 @@ async def episode():
         await wait(moment == "running")
         if moment == "checkpoint":
             await machine.take_snapshot(standing, most_bytes=1 << 40)
-            checkpoint = Checkpoint(reached=REACHED, snapshot=machine.snapshots[0])
+            checkpoint = Checkpoint(reached=REACHED, snapshot=machine.snapshots[0], backend="virtualbox")
             write_record(slot, Record(job="job", checkpoints=(checkpoint,)))
             await wait(True)
         while "TICK" not in machine.console_tail:

@@ -42,8 +42,10 @@ NEWEST = Reached(
     guest_cpu_time_s=2.0,
 )
 CHECKPOINTS = (
-    Checkpoint(reached=NEWEST, snapshot=Snapshot(8, '{"state_bytes": 5}')),
-    Checkpoint(reached=replace(NEWEST, fraction_of_task=None, cpu_time_s=8.0), snapshot=Snapshot(7, "☃\x00")),
+    Checkpoint(reached=NEWEST, snapshot=Snapshot(8, '{"state_bytes": 5}'), backend="memory"),
+    Checkpoint(
+        reached=replace(NEWEST, fraction_of_task=None, cpu_time_s=8.0), snapshot=Snapshot(7, "☃\x00"), backend="memory"
+    ),
 )
 RECORD = Record(
     job="abc",
@@ -77,7 +79,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     "change",
     [
         {"version": 1},
-        {"version": 3},
+        {"version": 4},
         {"version": "2"},
         {"version": None},
         {"tasks_done": -1},
@@ -132,7 +134,7 @@ def test_a_checkpoint_that_makes_no_sense_is_not_used(tmp_path: Path, where: str
 
 def written() -> dict[str, Any]:
     """What is in the file of RECORD."""
-    record: dict[str, Any] = json.loads(json.dumps({"version": 2, **asdict(RECORD)}))
+    record: dict[str, Any] = json.loads(json.dumps({"version": 3, **asdict(RECORD)}))
     return record
 
 
@@ -146,7 +148,7 @@ def test_what_is_safe_is_as_of_the_newest_checkpoint() -> None:
     assert replace(RECORD, checkpoints=()).safe_cpu_time_s == 7.5
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"version": 2}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"version": 3}'])
 def test_what_is_no_record_is_not_used(tmp_path: Path, content: bytes) -> None:
     (tmp_path / RECORD_FILE).write_bytes(content)
     assert read_record(tmp_path) is None

@@ -180,6 +180,16 @@ class TestWhenDue:
         assert run(again, in_memory(works(1000)), without) == 0
         assert again.took_s == pytest.approx(500, abs=2)
 
+    def test_another_hypervisor_begins_anew(self, slot: Path, caplog: pytest.LogCaptureFixture) -> None:
+        client = client_of(slot, (500, Request.QUIT))
+        assert run(client, in_memory(works(1000)), JOB) == ExitStatus.INTERRUPTED
+        other = in_memory(works(1000))
+        other.name = "other"
+        again = client_of(slot)
+        assert run(again, other, JOB) == 0
+        assert again.took_s == pytest.approx(1000, abs=5)
+        assert "The task begins anew: its checkpoints are not other's" in caplog.text
+
     def test_expensive_ones_are_taken_more_seldom(self, slot: Path) -> None:
         hypervisor = MemoryHypervisor({"program": works(5000)}, answer_s=5)
         client = client_of(slot)

@@ -73,7 +73,10 @@ def slot(tmp_path: Path) -> Path:
 
 
 def has_checkpoint(slot: Path) -> None:
-    write_record(slot, Record(job="job", checkpoints=(Checkpoint(reached=REACHED, snapshot=Snapshot(1, "{}")),)))
+    write_record(
+        slot,
+        Record(job="job", checkpoints=(Checkpoint(reached=REACHED, snapshot=Snapshot(1, "{}"), backend="memory"),)),
+    )
 
 
 def names(folder: Path) -> set[str]:

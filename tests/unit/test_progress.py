@@ -162,8 +162,10 @@ SAFE = Record(
     failed_tries=3,
     failed_as="MachineExited",
     checkpoints=(
-        Checkpoint(reached=REACHED, snapshot=Snapshot(2, "newest")),
-        Checkpoint(reached=replace(REACHED, cpu_time_s=25.0, elapsed_s=35.0), snapshot=Snapshot(1, "older")),
+        Checkpoint(reached=REACHED, snapshot=Snapshot(2, "newest"), backend="memory"),
+        Checkpoint(
+            reached=replace(REACHED, cpu_time_s=25.0, elapsed_s=35.0), snapshot=Snapshot(1, "older"), backend="memory"
+        ),
     ),
 )
 
@@ -226,7 +228,7 @@ def test_a_task_that_begins_anew_goes_on_behind_the_last_one_that_is_done() -> N
 
 def test_a_checkpoint_is_told_when_it_is_on_the_disk() -> None:
     async def story(progress: Progress, clock: RunningClock) -> None:
-        checkpoint = Checkpoint(reached=replace(REACHED, cpu_time_s=44.0), snapshot=Snapshot(3, ""))
+        checkpoint = Checkpoint(reached=replace(REACHED, cpu_time_s=44.0), snapshot=Snapshot(3, ""), backend="memory")
         record = progress.record_of([checkpoint, SAFE.checkpoints[0]])
         assert record == replace(
             SAFE, checkpoints=(checkpoint, SAFE.checkpoints[0]), failed_tries=0, failed_as=""

@@ -1,13 +1,16 @@
 """The hypervisors there are, and which of them runs a task."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
+from vmwrapper.job.model import Task
+from vmwrapper.job.resolve import Resolve, find_image
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +18,28 @@ log = logging.getLogger(__name__)
 def all_hypervisors() -> tuple[Hypervisor, ...]:
     """One of each, in the order of preference among equals."""
     return (QemuHypervisor(), VirtualBoxHypervisor())
+
+
+def why_unfit(task: Task, resolve: Resolve, hypervisor: Hypervisor) -> str | None:
+    """Why the hypervisor can't run the task anywhere, or None."""
+    if hypervisor.abilities.needs_login and task.password is None:
+        return "the job has no <password>"
+    image = find_image(task.vm, resolve, hypervisor.image_suffixes)
+    if image is None or image.suffix not in hypervisor.image_suffixes:
+        return f"it runs no image like {task.vm}"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a task asks of its hypervisor."""
+
+    name: str | None = None
+    """Somebody's wish, which leaves no choice."""
+    earlier: str | None = None
+    """Which one has checkpoints of it, and is best for that."""
+    unfit: Callable[[Hypervisor], str | None] = lambda _: None
+    """Why one can't run it, as a sentence; such a one is taken only where all are, to say what is wrong."""
 
 
 class Registry:
@@ -29,22 +54,46 @@ class Registry:
         return _named(self._hypervisors, wanted)
 
     def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
-        """The same of those that run jobs. One that needs a login is only for jobs that name it."""
-        able = [one for one in self._hypervisors if one.abilities.guest_commands]
-        return _named([one for one in able if wanted or not one.abilities.needs_login], wanted)
+        """The same of those that run jobs."""
+        return _named([one for one in self._hypervisors if one.abilities.guest_commands], wanted)
 
-    async def choose(self, wanted: str | None, clock: RunningClock) -> Hypervisor:
-        """The hypervisor with this name, or the best usable one: accelerated ones first.
+    async def choose(self, wanted: Wanted, clock: RunningClock) -> Hypervisor:
+        """The best hypervisor that can be used, and one line in the log that says why it is that one.
 
+        The first accelerated one is best, then the first: of these, QEMU's emulation is many times as fast as others'.
         Raises JobError for a name that there is none of, NoUsableHypervisor where it can't be used on this host.
         """
-        candidates = self.candidates(wanted)
-        results = [await self._probe(hypervisor, clock) for hypervisor in candidates]
-        usable = [pair for pair in zip(results, candidates, strict=True) if pair[0].usable]
+        against: dict[str, str] = {}
+        fit = []
+        for hypervisor in self.candidates(wanted.name):
+            if reason := wanted.unfit(hypervisor):
+                against[hypervisor.name] = reason
+            else:
+                fit.append(hypervisor)
+        usable = []
+        for hypervisor in sorted(fit or self.candidates(wanted.name), key=lambda one: one.name != wanted.earlier):
+            result = await self._probe(hypervisor, clock)
+            if not result.usable:
+                against[hypervisor.name] = "; ".join(result.reasons)
+                continue
+            usable.append(hypervisor)
+            if result.accelerated or hypervisor.name == wanted.earlier:
+                break
+            against[hypervisor.name] = "it has no hardware acceleration"
         if not usable:
-            raise NoUsableHypervisor("; ".join(reason for result in results for reason in result.reasons))
-        _, chosen = max(usable, key=lambda pair: pair[0].accelerated)
+            raise NoUsableHypervisor("; ".join(f"{name}: {reason}" for name, reason in against.items()))
+        chosen = max(usable, key=lambda one: self._results[one.name].accelerated)
+        log.info("Using %s: %s", chosen.name, self._why(chosen, wanted, against))
         return chosen
+
+    def _why(self, chosen: Hypervisor, wanted: Wanted, against: dict[str, str]) -> str:
+        if wanted.name:
+            return "it was asked for"
+        if chosen.name == wanted.earlier:
+            return "an earlier episode has left checkpoints with it"
+        others = [f"{name} not, since {reason}" for name, reason in against.items() if name != chosen.name]
+        accelerated = self._results[chosen.name].accelerated
+        return "; ".join(["it has hardware acceleration" if accelerated else "nothing is faster here", *others])
 
     async def _probe(self, hypervisor: Hypervisor, clock: RunningClock) -> ProbeResult:
         if hypervisor.name not in self._results:
