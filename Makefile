@@ -41,9 +41,9 @@ check: $(BIN)/.ready-test  ## style, types and the order of imports
 kernel: $(BIN)/.ready-test  ## for tests with VirtualBox, the kernel of their guest: once, in 10 minutes
 	$(BIN)/python -m tests.peers.virtualbox_kernel
 
-bench: setup $(BIN)/.ready-test  ## measure against bare QEMU: a table, and build/bench.json
+bench: setup $(BIN)/.ready-test  ## measure against bare QEMU: a table, and build/bench.json; ONLY=virtualbox
 	@mkdir -p build
-	$(BIN)/python -m tests.bench --json build/bench.json
+	$(BIN)/python -m tests.bench --json build/bench.json $(addprefix --only=,$(ONLY))
 
 clean:  ## remove what this file made here (the default guest stays in the cache folder)
 	rm -rf .venv build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

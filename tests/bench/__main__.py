@@ -50,9 +50,11 @@ def show(figures: Sequence[Figure]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
-    file = parser.parse_args().json
+    parser.add_argument("--only", default="", help="a part of the name of what to measure, such as virtualbox")
+    chosen = parser.parse_args()
+    file = chosen.json
     figures = []
-    for measure in MEASURES:
+    for measure in [measure for measure in MEASURES if chosen.only in measure.__name__]:
         with tempfile.TemporaryDirectory() as folder:
             figures += measure(Path(folder))
     show(figures)

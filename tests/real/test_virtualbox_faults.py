@@ -31,10 +31,11 @@ from vmwrapper.errors import (
     TemporaryFailure,
 )
 from vmwrapper.hypervisor.interface import Machine, MachineSpec, Snapshot
-from vmwrapper.hypervisor.virtualbox import console
+from vmwrapper.hypervisor.virtualbox import console, service
 from vmwrapper.hypervisor.virtualbox import machine as machines
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 from vmwrapper.hypervisor.virtualbox.place import place_of
+from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage
 
 from .virtualbox_episode import kept, spec, standing
 
@@ -291,6 +292,23 @@ class TestDeaths:
             await continues(machine, snapshot)
             await machine.keep_snapshots([])
         await works(hypervisor, slot, image)
+
+    async def test_of_a_service_that_is_stuck(self, virtualbox: Profile) -> None:
+        assert virtualbox.vms() == []
+        [stuck] = [process for process in virtualbox.processes() if process.name() == "VBoxSVC"]
+        stuck.suspend()
+        assert await VBoxManage(virtualbox.vboxmanage)("list", "vms", limit_s=30) == ""
+        assert not stuck.is_running()
+
+    async def test_of_no_service_that_a_machine_needs(
+        self, hypervisor: VirtualBoxHypervisor, virtualbox: Profile, slot: Path, image: Path
+    ) -> None:
+        async with running(hypervisor, slot, image) as machine:
+            assert not service.end_if_unneeded()
+            await runs_on(machine)
+        assert virtualbox.vms() == []
+        assert service.end_if_unneeded()
+        assert not service.end_if_unneeded()
 
     async def test_of_virtualboxs_service_just_before_the_end(
         self, hypervisor: VirtualBoxHypervisor, virtualbox: Profile, slot: Path, image: Path

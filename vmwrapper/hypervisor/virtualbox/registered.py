@@ -17,7 +17,7 @@ import psutil
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed, ProcessFailed
 from vmwrapper.hostile import one_line
-from vmwrapper.hypervisor.virtualbox import disks, spare
+from vmwrapper.hypervisor.virtualbox import disks, service, spare
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.settings import CD, CONTROLLER, CONTROLLER_OPTIONS, ROOT, SCRATCH, Hardware
@@ -124,18 +124,21 @@ async def close_disks(manage: VBoxManage, folder: Path, base: Path | None) -> No
     """Have VirtualBox know nothing of disks in the folder, nor of their base where nobody else uses it.
 
     For some seconds it may still be making or merging some, which must not come to a later machine. Raises
-    ProcessFailed where it does not let go of them even then.
+    ProcessFailed where it does not let go of them even then, also when its service was ended for that.
     """
     loop = asyncio.get_running_loop()
+    service_was_ended = False
     ends_at_s = loop.time() + _CLOSING_LIMIT_S
     files = await _known(manage, "hdds")
     while ours := [file for file in files if Path(file).is_relative_to(folder)]:
         if all([await _closes(manage, "disk", file) for file in reversed(ours)]):  # children before their parents
             break
         if loop.time() > ends_at_s:
-            raise ProcessFailed(
-                f"VirtualBox does not let go of {one_line(ours[-1])}, unless a machine uses it: {STUCK}"
-            )
+            if service_was_ended or not await to_thread_and_back(service.end_if_unneeded):
+                raise ProcessFailed(
+                    f"VirtualBox does not let go of {one_line(ours[-1])}, unless a machine uses it: {STUCK}"
+                )
+            service_was_ended = True
         await asyncio.sleep(_PAUSE_S)
         files = await _known(manage, "hdds")
     if base:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 
-from vmwrapper.concurrency import to_its_end
+from vmwrapper.concurrency import to_its_end, to_thread_and_back
 from vmwrapper.errors import ProcessFailed
 from vmwrapper.hostile import printable
+from vmwrapper.hypervisor.virtualbox import service
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
 from vmwrapper.process import Completed, command_line, complete
 
@@ -19,6 +20,8 @@ _PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 _LONGEST_PAUSE_S = 0.8
 _LEAST_TRY_S = 1.0
 _CANCELLED_LIMIT_S = 1.0
+_STUCK_S = 30.0
+"""A service that has not answered for so long will not."""
 STUCK = (
     "VirtualBox's service is stuck: if it goes on so, restart this computer, or end the process VBoxSVC while no other "
     "machine of VirtualBox's runs"
@@ -38,6 +41,10 @@ class VirtualBoxFailed(ProcessFailed):
         self.fault = fault
 
 
+class _NoAnswer(ProcessFailed):
+    """Its time limit is over."""
+
+
 class VBoxManage:
     """Runs VBoxManage."""
 
@@ -51,8 +58,9 @@ class VBoxManage:
         """What it prints to its standard output, maybe with warnings in front. Raises VirtualBoxFailed.
 
         It is called again where the fault is one that passes, all within `limit_s`. When we are cancelled, what was
-        told last is done all the same, or may be where that takes more than a second. `despite_complaints` lets only
-        its exit status tell: a list goes on after them.
+        told last is done all the same, or may be where that takes more than a second. Where the service is stuck,
+        and no machine needs it, it is ended, and is given the same time once more. `despite_complaints` lets only its
+        exit status tell: a list goes on after them.
         """
         argv = [*self._program, *map(str, arguments)]
         loop = asyncio.get_running_loop()
@@ -80,7 +88,12 @@ class VBoxManage:
         return done.stdout
 
     async def _once(self, argv: Sequence[str], *, limit_s: float, lenient: bool) -> str:
-        done = await self._completed(argv, limit_s=limit_s, most_bytes=_OUTPUT_LIMIT_BYTES)
+        try:
+            done = await self._completed(argv, limit_s=limit_s, most_bytes=_OUTPUT_LIMIT_BYTES)
+        except _NoAnswer:
+            if limit_s < _STUCK_S or not await to_thread_and_back(service.end_if_unneeded):
+                raise
+            done = await self._completed(argv, limit_s=limit_s, most_bytes=_OUTPUT_LIMIT_BYTES)
         said, complaint = _text(done.stdout), _text(done.stderr)
         if done.status != 0 or (_COMPLAINT.search(complaint) and not lenient):
             raise _failed(done, argv, fault(complaint or said))
@@ -102,7 +115,7 @@ class VBoxManage:
             return await to_its_end(call, limit_s=_CANCELLED_LIMIT_S)
         except ProcessFailed as error:
             if isinstance(error.__cause__, TimeoutError):
-                raise ProcessFailed(f"{error}\n{STUCK}") from error
+                raise _NoAnswer(f"{error}\n{STUCK}") from error
             raise
 
 
