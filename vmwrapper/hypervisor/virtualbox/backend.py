@@ -14,7 +14,7 @@ from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed, NoUsableHypervisor, ProcessFailed, TemporaryFailure
 from vmwrapper.folders import cache_folder
 from vmwrapper.hypervisor.host import check_free_memory, host_processor
-from vmwrapper.hypervisor.interface import Abilities, Leftover, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.interface import MIB, Abilities, Leftover, Machine, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.virtualbox import left, registered, spare, trial
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.find import find_vboxmanage
@@ -23,6 +23,7 @@ from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
 from vmwrapper.hypervisor.virtualbox.image import IMAGE_SUFFIXES, check_image
 from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
 from vmwrapper.hypervisor.virtualbox.place import Place, place_of
+from vmwrapper.hypervisor.virtualbox.requests import Requests
 from vmwrapper.hypervisor.virtualbox.settings import Hardware
 from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
 from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 _OLDEST_VERSION = (7, 0)
 _TRIAL_LIMIT_S = 7.5  # of a probe's 10; what was begun must be ended, too
 _VERSION = re.compile(r"^(\d+\.\d+\.\d+)", re.MULTILINE)
+_MOST_AROUND_BYTES = 64 * MIB
 _INSTALL = "it is to be had from its maker's site, or as a package of this computer's system"
 
 
@@ -103,14 +105,20 @@ class VirtualBoxHypervisor:
             "virtual hardware": hardware.digest(),
         }
         snapshots = Snapshots(manage, place, made_by=made_by, earlier=spec.snapshots)
-        try:
+        guest = _guest(manage, place, spec, clock)
+
+        async def have() -> None:
             await _have(manage, hardware, place, snapshots)
+            if guest:
+                await to_thread_and_back(guest.begin)
 
-            async def renew() -> None:
-                snapshots.forget()
-                await registered.remove(manage, place, spec.image)
-                await _have(manage, hardware, place, snapshots)
+        async def renew() -> None:
+            snapshots.forget()
+            await registered.remove(manage, place, spec.image)
+            await have()
 
+        try:
+            await have()
             machine = VirtualBoxMachine(
                 manage,
                 self._headless,
@@ -118,7 +126,7 @@ class VirtualBoxHypervisor:
                 place=place,
                 snapshots=snapshots,
                 renew=renew,
-                guest=_guest(manage, place, spec, clock),
+                guest=guest,
             )
             try:
                 yield machine
@@ -136,7 +144,11 @@ class VirtualBoxHypervisor:
 def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningClock) -> VirtualBoxGuest | None:
     if spec.login is None:
         return None
-    return VirtualBoxGuest(GuestControl(manage, place.uuid, spec.login, clock, folder=spec.directory))
+    most_bytes = (spec.memory_mib + spec.scratch_mib) * MIB + _MOST_AROUND_BYTES
+    return VirtualBoxGuest(
+        GuestControl(manage, place.uuid, spec.login, clock, folder=spec.directory),
+        Requests(place, clock, most_bytes=most_bytes),
+    )
 
 
 async def _have(manage: VBoxManage, hardware: Hardware, place: Place, snapshots: Snapshots) -> None:

@@ -1,53 +1,84 @@
-"""The inside of a VirtualBox machine, by calls of guest.sh.
-
-Small files cross within such a call; what is larger goes in by `guestcontrol copyto`, and comes out in parts.
-"""
+"""The inside of a VirtualBox machine, by requests to the agent there: each has guest.sh do one thing."""
 
 import asyncio
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import GuestError, GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.checksum import CHECKSUMS, Checksum
-from vmwrapper.hypervisor.inputs import Input, archive, contents, in_guest, inputs
+from vmwrapper.hypervisor.inputs import Input, archive, in_guest, inputs
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
 from vmwrapper.hypervisor.outputs import Output, Sink, kinds, output
-from vmwrapper.hypervisor.virtualbox.guestcontrol import MOST_BYTES, GuestControl, Said
+from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
+from vmwrapper.hypervisor.virtualbox.requests import Requests
 
 _LOOK_LIMIT_S = 60.0
 _TRANSFER_LIMIT_S = 300.0
 _SLOWEST_BYTES_PER_S = 50_000  # busybox's SHA-256 without hardware virtualization
 _MOST_OUTPUT_BYTES = 512 * 1024
-_LARGE_BYTES = 1 << 20
-_BLOCK_BYTES = 64 * 1024
+_MOST_ANSWER_BYTES = 2 << 20
+_LONGEST_LINE_BYTES = 1 << 16
+_CHUNK_BYTES = 256 * 1024
 _END_OF_ARCHIVE = bytes(1024)
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What guest.sh found. All of it was said by the guest: hostile."""
+
+    status: str
+    """Digits, or a word of the script's."""
+    found: bytes
+    wrong: bytes
+    """What went wrong, or a second answer."""
+
+
 class VirtualBoxGuest:
-    """See `Guest`. No call depends on an earlier one: whatever happens in between, the next one works."""
+    """See `Guest`. No request depends on an earlier one: whatever happens in between, the next one works."""
 
     look_s = 10.0
 
-    def __init__(self, control: GuestControl) -> None:
+    def __init__(self, control: GuestControl, requests: Requests) -> None:
         self._control = control
-        self.quiet = control.quiet
+        self._requests = requests
+        self._has_agent = False
 
-    def settle(self) -> None:
-        """To be told when it runs on after it was reverted."""
-        self._control.settle()
+    def begin(self) -> None:
+        """To be called once the machine's folder is there. Blocks."""
+        self._requests.begin()
+
+    def booted(self) -> None:
+        """To be told when the machine is powered on."""
+        self._has_agent, self._requests.machine_runs = False, True
+
+    def reverted(self) -> None:
+        """To be told when it goes on from a snapshot, whose agent it has."""
+        self._has_agent, self._requests.machine_runs = True, True
+
+    def ended(self) -> None:
+        """To be told when it is off."""
+        self._requests.machine_runs = False
+
+    def check(self) -> None:
+        """To be called now and then. Raises GuestError where the guest misuses its road to the host's disk."""
+        self._requests.check()
 
     async def ready(self, *, limit_s: float) -> None:
         try:
-            await self._control.call("check", limit_s=limit_s)
+            if not self._has_agent:
+                await self._control.start_agent(limit_s=limit_s)
+                self._has_agent = True
+            await self._asked("hello", limit_s=limit_s)
         except GuestSilent as error:
             raise GuestSilent(f"the guest did not become ready: {error}") from error
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
-        said = await self._control.call("run", str(len(stdin)), *argv, stdin=stdin, limit_s=limit_s)
+        said = await self._asked("run", *argv, body=[stdin], limit_s=limit_s)
         if said.status == "missing":
             raise GuestError(f"the guest has no command {argv[0]!r}")
         if len(said.found) > _MOST_OUTPUT_BYTES:
@@ -55,7 +86,7 @@ class VirtualBoxGuest:
         return CommandResult(_number(said), said.found, said.wrong)
 
     async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
-        said = await self._control.call("read", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
+        said = await self._asked("read", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
         if said.status == "missing":
             return None
         if said.status != "0":
@@ -63,74 +94,75 @@ class VirtualBoxGuest:
         return said.found[:limit_bytes]
 
     async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
-        said = await self._control.call("tail", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
+        said = await self._asked("tail", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
         return said.found[-limit_bytes:] if said.status == "0" else None
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
+        if not files:
+            return
         ours = await asyncio.to_thread(inputs, files)
-        large = [file for file in ours if file.size >= _LARGE_BYTES]
-        small = [file for file in ours if file.size < _LARGE_BYTES]
-        limit_s = _limit_s(ours)
         checksum = _Both()
-        packed = await asyncio.to_thread(_packed, small, checksum) if small else b""
-        nonce = await self._staged(large, directory, limit_s) if large else "none"
-        await asyncio.to_thread(_read, large, checksum)
-        modes = [word for file in large for word in ("755" if file.executable else "644", in_guest(file.name))]
-        names = [in_guest(file.name) for file in (*small, *large)]
-        words = str(len(packed)), str(len(large)), nonce, *modes, *names
-        said = await self._control.call("receive", *words, directory=directory, stdin=packed, limit_s=limit_s)
-        if _checksum_of(_must(said).found).partition("\n")[0] not in checksum.lines():
+        names = [in_guest(file.name) for file in ours]
+        body = _packed(ours, checksum)
+        said = _must(await self._asked("receive", *names, directory=directory, body=body, limit_s=_limit_s(ours)))
+        if _text(said.found).partition("\n")[0] not in checksum.lines():
             raise TransferFailed("files were damaged on their way into the guest: the checksums differ")
 
-    async def _staged(self, files: Sequence[Input], directory: str, limit_s: float) -> str:
-        """Copy them into a folder beside where they belong; its nonce."""
-        nonce = secrets.token_hex(16)
-        words = (self._control.user,)
-        _must(await self._control.call("stage", *words, directory=directory, nonce=nonce, limit_s=_LOOK_LIMIT_S))
-        for number, file in enumerate(files, 1):
-            there = f"/tmp/.vmwrapper-{nonce}/{number}"  # noqa: S108  (the guest's)
-            await self._control.copy_to(await asyncio.to_thread(file.path.resolve), there, limit_s=limit_s)
-        return nonce
-
     async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
-        names = [in_guest(name) for name in files]
-        at_once = str(min(limit_bytes, MOST_BYTES))
-        said = await self._control.call("look", at_once, *names, directory=directory, limit_s=_TRANSFER_LIMIT_S)
-        letters, _, rest = _must(said).found.partition(b"\n")
-        found = kinds(files, _text(letters))
-        regular = {name: path for name, path in files.items() if found[name] is FileKind.REGULAR}
-        *facts, content = rest.split(b"\n", len(regular))
-        if len(facts) < len(regular):
-            raise TransferFailed("the guest does not say how large each file is")
-        announced = [output(path, _text(line)) for path, line in zip(regular.values(), facts, strict=True)]
-        total = sum(file.size for file in announced)
-        if total > limit_bytes:
-            raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
-        checksum = _Both()
-        with closing(Sink(announced, checksum)) as sink:
-            await to_thread_and_back(sink.open_next)
-            if total <= int(at_once):
-                await _written(sink, content, total)
-                checked = said.wrong
-            else:
-                wanted = [(in_guest(name), file) for name, file in zip(regular, announced, strict=True)]
-                await self._fetch(wanted, directory, sink)
-                words = [name for name, _ in wanted]
-                limit_s = _limit_s(announced)
-                checked = _must(await self._control.call("check", *words, directory=directory, limit_s=limit_s)).found
-        line, _, facts_now = _checksum_of(checked).partition("\n")
-        if facts_now.split() != [_text(fact) for fact in facts]:
-            raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
-        if line not in checksum.lines():
-            raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
-        return found
+        if not files:
+            return {}
+        words = (directory, "look", str(limit_bytes), *map(in_guest, files))
+        limit_s = _TRANSFER_LIMIT_S + min(limit_bytes, 1 << 40) / _SLOWEST_BYTES_PER_S
+        async with self._requests.answered(words, "the guest did not send its outputs", limit_s=limit_s) as (
+            nonce,
+            file,
+        ):
+            return await to_thread_and_back(_received, nonce, file, files, limit_bytes)
 
-    async def _fetch(self, wanted: Sequence[tuple[str, Output]], directory: str, sink: Sink) -> None:
-        for parts in _parts(wanted):
-            words = [word for name, first, count, _ in parts for word in (name, str(first), str(count))]
-            limit_s = _TRANSFER_LIMIT_S
-            said = _must(await self._control.call("parts", *words, directory=directory, limit_s=limit_s))
-            await _written(sink, said.found, sum(size for *_, size in parts))
+    async def _asked(
+        self, verb: str, *arguments: str, directory: str = ".", body: Iterable[bytes] = (), limit_s: float
+    ) -> _Said:
+        what = f"the command {arguments[0]!r} in the guest did not end" if verb == "run" else "the guest did not answer"
+        words = (directory, verb, *arguments)
+        async with self._requests.answered(words, what, body=body, limit_s=limit_s) as (nonce, file):
+            return _said(nonce, await asyncio.to_thread(file.read, _MOST_ANSWER_BYTES))
+
+
+def _received(nonce: str, file: BinaryIO, files: Mapping[str, Path], limit_bytes: int) -> Mapping[str, FileKind]:
+    """Write the files that are in an answer. Blocks."""
+    found = kinds(files, _text(_line(nonce, file)))
+    regular = [name for name in files if found[name] is FileKind.REGULAR]
+    facts = [_text(_line(nonce, file)) for _ in regular]
+    announced = [output(files[name], line) for name, line in zip(regular, facts, strict=True)]
+    if (left := sum(one.size for one in announced)) > limit_bytes:
+        raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
+    checksum = _Both()
+    with closing(Sink(announced, checksum)) as sink:
+        sink.open_next()
+        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            sink.write(chunk)
+            left -= len(chunk)
+    try:
+        said = _must(_said(nonce, file.read(_MOST_ANSWER_BYTES)))
+    except TransferFailed as error:
+        raise OutputChanged(
+            "an output changed its size while it was copied: something in the guest still writes to it"
+        ) from error
+    line, *facts_now = _text(said.wrong).split("\n")
+    if left or said.found or facts_now[: len(facts)] != facts:
+        raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
+    if line not in checksum.lines():
+        raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
+    return found
+
+
+def _line(nonce: str, file: BinaryIO) -> bytes:
+    """The next line of an answer. Raises GuestError where the guest says what was wrong instead."""
+    line = file.readline(_LONGEST_LINE_BYTES)
+    if line == b"\n" or not line.endswith(b"\n"):
+        _must(_said(nonce, line + file.read(_MOST_ANSWER_BYTES)))
+        raise TransferFailed("the guest does not say what its files are")
+    return line[:-1]
 
 
 class _Both:
@@ -151,59 +183,36 @@ class _Both:
         return [f"{kind} {checksum.hexdigest()}" for kind, checksum in self._of_kind.items()]
 
 
-def _packed(files: Sequence[Input], checksum: Checksum) -> bytes:
+def _packed(files: Sequence[Input], checksum: Checksum) -> Iterable[bytes]:
     """A whole tar."""
-    packed = b"".join(archive(files, checksum))
-    return packed + _END_OF_ARCHIVE
+    yield from archive(files, checksum)
+    yield _END_OF_ARCHIVE
 
 
-def _read(files: Sequence[Input], checksum: Checksum) -> None:
-    for _ in contents(files, checksum):
-        pass
+def _said(nonce: str, answer: bytes) -> _Said:
+    mark = f"\n{nonce} ".encode()
+    if mark not in answer:
+        words = printable(answer[-400:]) or "(nothing)"
+        raise TransferFailed(f"the guest's answer has no end: {words}")
+    found, _, rest = answer.rpartition(mark)
+    status, _, wrong = rest.partition(b"\n")
+    return _Said(printable(status, limit=20), found, wrong)
 
 
-def _parts(wanted: Sequence[tuple[str, Output]]) -> Iterator[list[tuple[str, int, int, int]]]:
-    """Names, first blocks, numbers of blocks, and bytes, of which each call gets as many as it may print."""
-    parts: list[tuple[str, int, int, int]] = []
-    room = MOST_BYTES
-    for name, file in wanted:
-        at = 0
-        while at < file.size:
-            if room < _BLOCK_BYTES:
-                yield parts
-                parts, room = [], MOST_BYTES
-            size = min(file.size - at, room // _BLOCK_BYTES * _BLOCK_BYTES)
-            parts.append((name, at // _BLOCK_BYTES, -(-size // _BLOCK_BYTES), size))
-            at += size
-            room -= size
-    if parts:
-        yield parts
-
-
-async def _written(sink: Sink, content: bytes, size: int) -> None:
-    if len(content) != size:
-        raise OutputChanged("an output changed its size while it was copied: something in the guest still writes to it")
-    await to_thread_and_back(sink.write, content)
-
-
-def _must(said: Said) -> Said:
+def _must(said: _Said) -> _Said:
     if said.status != "0":
         raise GuestError(f"the guest's end of a transfer failed with status {said.status}: {printable(said.wrong)}")
     return said
 
 
-def _number(said: Said) -> int:
+def _number(said: _Said) -> int:
     if not said.status.isdecimal() or len(said.status) > 3:
         raise GuestError(f"the guest does not say how a command ended: {said.status!r}")
     return int(said.status)
 
 
-def _checksum_of(said: bytes) -> str:
-    return _text(said).strip()
-
-
 def _text(said: bytes) -> str:
-    return said.decode(errors="replace")
+    return said.decode(errors="replace").strip("\n")
 
 
 def _limit_s(files: Sequence[Input] | Sequence[Output]) -> float:

@@ -78,8 +78,6 @@ class VirtualBoxMachine:
         self._is_reverted = False
         self._has_old_cap = False
         """On processor time: the snapshot's, which VirtualBox lets be changed while the guest runs only."""
-        self._is_unsettled = False
-        """It was reverted, and has not run since."""
         self._cpu_time_before_s = 0.0
         self._verbs = asyncio.Lock()
         """Of the verbs, one at a time: VirtualBox refuses others meanwhile."""
@@ -106,6 +104,8 @@ class VirtualBoxMachine:
                 await self._renew()
                 self._is_reverted = False
             await self._start(Sign.RUNS)
+            if self._guest:
+                self._guest.booted()
 
     async def _start(self, sign: Sign, *options: str) -> None:
         """On return its log has that sign. Tried again while somebody else has a session, as who only looks at it."""
@@ -150,6 +150,8 @@ class VirtualBoxMachine:
     async def power_off(self) -> None:
         self._cpu_time_before_s = self.cpu_time_s()
         process, self._process = self._process, None
+        if self._guest:
+            self._guest.ended()
         try:
             if process:
                 with suppress(VmwrapperError, TimeoutError):
@@ -169,9 +171,6 @@ class VirtualBoxMachine:
             if self._has_old_cap:
                 await self._control("cpuexecutioncap", self._spec.cpu_cap_percent)
                 self._has_old_cap = False
-        if self._guest and self._is_unsettled:
-            self._guest.settle()
-        self._is_unsettled = False
 
     @asynccontextmanager
     async def _one_verb(self, verb: str) -> AsyncIterator[None]:
@@ -220,7 +219,7 @@ class VirtualBoxMachine:
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
-        async with self._verbs, self._quiet_guest():
+        async with self._verbs:
             with standing():
                 pass  # what was reached by now is in it
             self._look()
@@ -234,21 +233,6 @@ class VirtualBoxMachine:
                 raise
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
-
-    @asynccontextmanager
-    async def _quiet_guest(self) -> AsyncIterator[None]:
-        if self._guest is None:
-            yield
-            return
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                await self._guest.quiet.acquire()
-        except TimeoutError as error:
-            raise SnapshotFailed("the guest is busy with a command") from error
-        try:
-            yield
-        finally:
-            self._guest.quiet.release()
 
     async def verify_snapshot(self, number: int) -> None:
         await self._snapshots.verify(number)
@@ -264,11 +248,12 @@ class VirtualBoxMachine:
         self._has_old_cap = True
         try:
             await self._start(Sign.STANDS, "--start-paused")
-            self._is_unsettled = True
         except MachineExited as error:
             if _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error
             raise
+        if self._guest:
+            self._guest.reverted()
 
     async def watch(self) -> NoReturn:
         process = self._on
@@ -288,6 +273,8 @@ class VirtualBoxMachine:
         while True:
             self._look()
             self._console.bound()
+            if self._guest:
+                self._guest.check()
             await asyncio.sleep(_LOOK_S)
 
     def _look(self) -> None:

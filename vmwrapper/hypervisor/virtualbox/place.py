@@ -43,6 +43,16 @@ class Place:
         return self.folder / "Logs" / "VBox.log"
 
     @property
+    def requests(self) -> Path:
+        """A folder that the guest reads, where its login is known."""
+        return self.folder / "requests"
+
+    @property
+    def answers(self) -> Path:
+        """And one that it writes."""
+        return self.folder / "answers"
+
+    @property
     def console(self) -> Path:
         return self.folder / "console"
 

@@ -17,10 +17,20 @@ import psutil
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed, ProcessFailed
 from vmwrapper.hostile import one_line
+from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.virtualbox import disks, service, spare
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.place import Place
-from vmwrapper.hypervisor.virtualbox.settings import CD, CONTROLLER, CONTROLLER_OPTIONS, ROOT, SCRATCH, Hardware
+from vmwrapper.hypervisor.virtualbox.settings import (
+    ANSWERS,
+    CD,
+    CONTROLLER,
+    CONTROLLER_OPTIONS,
+    REQUESTS,
+    ROOT,
+    SCRATCH,
+    Hardware,
+)
 from vmwrapper.hypervisor.virtualbox.vboxmanage import STUCK, VBoxManage, VirtualBoxFailed
 from vmwrapper.turns import turn
 
@@ -51,6 +61,13 @@ async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
         await manage(*attach, *CD, "--type", "dvddrive", "--medium", spec.image)
     else:
         await manage(*attach, *ROOT, "--type", "hdd", "--medium", root)
+    if spec.login:
+        share = "sharedfolder", "add", place.uuid
+        for folder in (place.requests, place.answers):
+            with writing(folder):
+                folder.mkdir(mode=0o700)
+        await manage(*share, "--name", REQUESTS, "--hostpath", place.requests, "--readonly")
+        await manage(*share, "--name", ANSWERS, "--hostpath", place.answers)
     if spec.scratch_mib:
         await manage(*attach, *SCRATCH, "--type", "hdd", "--medium", scratch)
         await manage("setextradata", place.uuid, *hardware.scratch_serial())

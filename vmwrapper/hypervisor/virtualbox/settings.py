@@ -1,4 +1,4 @@
-"""What a machine consists of: little hardware, and no road to the host."""
+"""What a machine consists of: little hardware, and no road to the host but the two folders for requests and answers."""
 
 import hashlib
 import json
@@ -16,6 +16,8 @@ ROOT, SCRATCH, CD = (
     ("--port", "1", "--device", "0"),
     ("--port", "1", "--device", "1"),
 )
+REQUESTS, ANSWERS = "vmwrapper-requests", "vmwrapper-answers"
+"""The names of folders that host and guest share: see requests.py."""
 INTERPRETED = ("--vm-execution-engine", "interpreter")
 
 _ALWAYS = {
@@ -73,5 +75,6 @@ class Hardware:
 
     def digest(self) -> str:
         """Another one for a machine that a guest's memory does not fit."""
-        facts = [*CONTROLLER_OPTIONS, *self._options(), self.is_cd, self.spec.scratch_mib]
+        has_agent = self.spec.login is not None
+        facts = [*CONTROLLER_OPTIONS, *self._options(), self.is_cd, self.spec.scratch_mib, has_agent]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,126 @@
+"""Requests to the agent in a guest of VirtualBox's, by files in two folders that both see: see agent.sh.
+
+The guest reads one of them, and writes the other. It is there that a hostile guest can write on the host's disk:
+VirtualBox lets it make no links, and `check` bounds the rest.
+
+Files need no session: a request is answered however often the guest was reverted, which `guestcontrol` is not.
+"""
+
+import os
+import secrets
+import shlex
+import stat
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.errors import GuestError, GuestSilent, MachineExited
+from vmwrapper.hypervisor.outputs import writing
+from vmwrapper.hypervisor.virtualbox.place import Place
+from vmwrapper.hypervisor.virtualbox.scripts import script
+
+_FIRST_LOOK_S = 0.02
+_LOOKS_GROW_BY = 1.3
+_LONGEST_LOOK_S = 0.5
+_MOST_FILES = 64
+
+
+class Requests:
+    """Those to one machine's guest."""
+
+    def __init__(self, place: Place, clock: RunningClock, *, most_bytes: int) -> None:
+        """`most_bytes` is what a guest may write at once."""
+        self._in, self._out = place.requests, place.answers
+        self._clock = clock
+        self._most_bytes = most_bytes
+        self._script = script("guest.sh")
+        self._open = {"agent"}
+        self.machine_runs = False
+
+    def begin(self) -> None:
+        """Have the folders, with nothing in them. Blocks."""
+        for folder in (self._in, self._out):
+            with writing(folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                for path in folder.iterdir():
+                    path.unlink()
+        with writing(self._in):
+            (self._in / "agent.sh").write_text(script("agent.sh"))
+
+    @asynccontextmanager
+    async def answered(
+        self, words: Sequence[str], what: str, *, body: Iterable[bytes] = (), limit_s: float
+    ) -> AsyncIterator[tuple[str, BinaryIO]]:
+        """Have guest.sh do what its arguments say, behind the nonce, which is the first; and the answer, to be read.
+
+        Raises GuestSilent, beginning with `what`, after `limit_s`; MachineExited.
+        """
+        nonce = secrets.token_hex(16)
+        self._open.add(nonce)
+        try:
+            await to_thread_and_back(self._sweep)
+            await to_thread_and_back(self._ask, nonce, words, body)
+            with await self._answer(nonce, what, limit_s) as file:
+                yield nonce, file
+        finally:
+            self._open.remove(nonce)
+            await to_thread_and_back(self._sweep)
+
+    def _ask(self, nonce: str, words: Sequence[str], body: Iterable[bytes]) -> None:
+        request = self._in / f"{nonce}.request"
+        lines = f"set -- {shlex.join([nonce, *words])}\n{self._script}\n"
+        with writing(request):
+            with (self._in / f"{nonce}.body").open("xb") as file:
+                file.writelines(body)
+            scratch = request.with_suffix(".scratch")
+            scratch.write_bytes(lines.encode("utf-8", "surrogateescape"))
+            scratch.rename(request)
+
+    async def _answer(self, nonce: str, what: str, limit_s: float) -> BinaryIO:
+        look_s = _FIRST_LOOK_S
+        try:
+            async with self._clock.timeout(limit_s):
+                while True:
+                    if not self.machine_runs:
+                        raise MachineExited("the machine does not run")
+                    if file := _opened(self._out / f"{nonce}.answer"):
+                        return file
+                    await self._clock.sleep(look_s)
+                    look_s = min(look_s * _LOOKS_GROW_BY, _LONGEST_LOOK_S)
+        except TimeoutError as error:
+            raise GuestSilent(f"{what} within {limit_s:g} s") from error
+
+    def _sweep(self) -> None:
+        """Remove what nobody waits for any more."""
+        for folder in (self._in, self._out):
+            for path in folder.iterdir():
+                if path.name.partition(".")[0] not in self._open:
+                    with suppress(OSError):
+                        path.unlink()
+
+    def check(self) -> None:
+        """Raise GuestError where a guest has written what it never has to. To be called now and then."""
+        with suppress(FileNotFoundError), os.scandir(self._out) as found:
+            total = 0
+            for number, entry in enumerate(found, 1):
+                state = entry.stat(follow_symlinks=False)
+                total += state.st_size
+                if number > _MOST_FILES or total > self._most_bytes or not stat.S_ISREG(state.st_mode):
+                    raise GuestError("the guest fills the host's disk instead of answering")
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """A file that a hostile guest has made, or None."""
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)), "rb")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise GuestError(f"the guest's answer can't be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise GuestError("the guest's answer is no file")
+    return file
