@@ -18,11 +18,16 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError, JobError, MachineExited, OutputChanged, OutputTooLarge, VmwrapperError
 from vmwrapper.hypervisor.interface import FileKind, Guest, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
+from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
+from vmwrapper.hypervisor.virtualbox.place import place_of
+from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage
 
 pytestmark = [pytest.mark.virtualbox_linux, pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 90.0
+BOOT_LIMIT_S = 300.0
 PLENTY = 1 << 40
+LOGIN = Login(virtualbox_linux.USER, virtualbox_linux.PASSWORD)
 NAMES = ["plain", "-rf", "two\nlines\n", "ünïcödé ☃", "'quoted' \\ $HOME `x` *", "in/a/folder", " "]
 
 
@@ -46,9 +51,13 @@ def nothing_left(virtualbox: Profile) -> None:
     """The profile sees to that, when all tests have had the machine."""
 
 
+def identity_in(directory: Path) -> MachineIdentity:
+    return MachineIdentity("test", "guest", str(directory))
+
+
 def spec_in(directory: Path, login: Login | None) -> MachineSpec:
     return MachineSpec(
-        identity=MachineIdentity("test", "guest", str(directory)),
+        identity=identity_in(directory),
         image=virtualbox_linux.cd(),
         directory=directory,
         memory_mib=160,
@@ -58,16 +67,19 @@ def spec_in(directory: Path, login: Login | None) -> MachineSpec:
     )
 
 
+@pytest.fixture(scope="module")
+def machine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machine")
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def machine(virtualbox: Profile, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Machine]:
+async def machine(virtualbox: Profile, machine_folder: Path) -> AsyncIterator[Machine]:
     """One that was ready when its snapshot was taken, for commands of a user who is not root."""
     hypervisor = VirtualBoxHypervisor()
     assert (await hypervisor.probe(RunningClock())).usable
-    login = Login(virtualbox_linux.USER, virtualbox_linux.PASSWORD)
-    spec = spec_in(tmp_path_factory.mktemp("machine"), login)
-    async with hypervisor.machine(spec, RunningClock()) as machine:
+    async with hypervisor.machine(spec_in(machine_folder, LOGIN), RunningClock()) as machine:
         await machine.power_on()
-        await machine.guest.ready(limit_s=LIMIT_S)
+        await machine.guest.ready(limit_s=BOOT_LIMIT_S)
         await machine.take_snapshot(standing, most_bytes=PLENTY)
         yield machine
         await machine.keep_snapshots([])
@@ -180,19 +192,22 @@ async def test_a_guest_that_went_back_is_followed_again(machine: Machine) -> Non
         assert await machine.guest.read("/tmp/later", limit_bytes=1) is None
 
 
-async def test_the_password_is_seen_by_nobody(guest: Guest) -> None:
-    calls = asyncio.create_task(guest.run(["sleep", "1"], limit_s=LIMIT_S))
+async def test_the_password_is_seen_by_nobody(virtualbox: Profile, machine_folder: Path, machine: Machine) -> None:
+    manage, uuid = VBoxManage(virtualbox.vboxmanage), place_of(identity_in(machine_folder), machine_folder).uuid
+    control = GuestControl(manage, uuid, LOGIN, RunningClock(), folder=machine_folder)
+    call = asyncio.create_task(control.start_agent(limit_s=LIMIT_S))
     seen = set()
-    while not calls.done():
+    while not call.done():
         await asyncio.sleep(0.1)
         for process in psutil.Process().children(recursive=True):
             try:
                 seen |= {*process.cmdline(), *process.environ().values()}
             except psutil.Error:
                 continue
-    assert (await calls).status == 0
+    await call
     assert "--passwordfile" in seen
     assert not [word for word in seen if virtualbox_linux.PASSWORD in word]
+    await sh(machine.guest, "[ $(grep -c vmwrapper-answers /proc/mounts) -eq 1 ]")  # it was there already
 
 
 async def test_a_machine_that_does_not_run(virtualbox: Profile, machine: Machine) -> None:
@@ -211,4 +226,4 @@ async def test_who_may_not_log_in(virtualbox: Profile, tmp_path: Path) -> None:
     async with hypervisor.machine(replace(nobody, login=Login("root", "wrong")), RunningClock()) as machine:
         await machine.power_on()
         with pytest.raises(JobError, match="does not let root log in"):
-            await machine.guest.ready(limit_s=2 * LIMIT_S)
+            await machine.guest.ready(limit_s=BOOT_LIMIT_S)

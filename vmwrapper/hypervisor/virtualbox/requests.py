@@ -9,6 +9,7 @@ Files need no session: a request is answered however often the guest was reverte
 import os
 import secrets
 import shlex
+import shutil
 import stat
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -46,7 +47,7 @@ class Requests:
             with writing(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 for path in folder.iterdir():
-                    path.unlink()
+                    _remove(path)
         with writing(self._in):
             (self._in / "agent.sh").write_text(script("agent.sh"))
 
@@ -98,8 +99,7 @@ class Requests:
         for folder in (self._in, self._out):
             for path in folder.iterdir():
                 if path.name.partition(".")[0] not in self._open:
-                    with suppress(OSError):
-                        path.unlink()
+                    _remove(path)
 
     def check(self) -> None:
         """Raise GuestError where a guest has written what it never has to. To be called now and then."""
@@ -110,6 +110,15 @@ class Requests:
                 total += state.st_size
                 if number > _MOST_FILES or total > self._most_bytes or not stat.S_ISREG(state.st_mode):
                     raise GuestError("the guest fills the host's disk instead of answering")
+
+
+def _remove(path: Path) -> None:
+    """What a hostile guest may have made, or is still writing to. What can't be removed `check` finds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _opened(path: Path) -> BinaryIO | None:

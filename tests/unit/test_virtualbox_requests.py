@@ -1,0 +1,243 @@
+"""Requests and answers by files, with the agent run by this host's shells: VirtualBox only shares the folders."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from vmwrapper.clock import RunningClock
+from vmwrapper.errors import (
+    GuestError,
+    GuestSilent,
+    MachineExited,
+    OutputTooLarge,
+    TransferFailed,
+)
+from vmwrapper.hypervisor.interface import FileKind
+from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
+from vmwrapper.hypervisor.virtualbox.place import Place
+from vmwrapper.hypervisor.virtualbox.requests import Requests
+
+LIMIT_S = 20.0
+PLENTY = 1 << 30
+MOST_BYTES = 1 << 20
+SHELLS = [shell for shell in ("dash", "busybox", "bash") if shutil.which(shell)]
+NAMES = ["plain", "-rf", "two\nlines\n", "ünïcödé ☃", "'quoted' \\ $HOME `x` *", "in/a/folder", " "]
+
+
+class NoControl:
+    """Nobody has to start the agent."""
+
+    async def start_agent(self, *, limit_s: float) -> None:
+        assert limit_s > 0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place("uuid", tmp_path)
+
+
+@pytest_asyncio.fixture
+async def requests(place: Place) -> Requests:
+    requests = Requests(place, RunningClock(), most_bytes=MOST_BYTES)
+    requests.begin()
+    return requests
+
+
+@pytest.fixture
+def guest(requests: Requests) -> VirtualBoxGuest:
+    guest = VirtualBoxGuest(NoControl(), requests)  # type: ignore[arg-type]
+    guest.booted()
+    return guest
+
+
+@contextmanager
+def agent(place: Place, shell: str = "dash") -> Iterator[subprocess.Popen[bytes]]:
+    home = place.folder / "home"
+    home.mkdir()
+    argv = [*(["busybox", "sh"] if shell == "busybox" else [shell]), place.requests / "agent.sh"]
+    environment = {**os.environ, "home": str(home), "in": str(place.requests), "out": str(place.answers)}
+    with subprocess.Popen(argv, env=environment, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(params=SHELLS)
+def running(request: pytest.FixtureRequest, place: Place, guest: VirtualBoxGuest) -> Iterator[VirtualBoxGuest]:
+    """A guest whose agent is run by one of these shells. Nothing may be left of its answers."""
+    with agent(place, request.param):
+        yield guest
+        assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
+        assert list(place.answers.iterdir()) == []
+
+
+async def test_a_command(running: VirtualBoxGuest) -> None:
+    await running.ready(limit_s=LIMIT_S)
+    result = await running.run(
+        ["sh", "-c", 'cat >&2; echo out; exit "$1"', "sh", "93"], stdin=b"\0in\xff", limit_s=LIMIT_S
+    )
+    assert (result.status, result.stdout, result.stderr) == (93, b"out\n", b"\0in\xff")
+
+
+async def test_words_arrive_as_they_are(running: VirtualBoxGuest) -> None:
+    words = ["", "a b", 'it\'s "quoted" \\ $HOME', "two\nlines\n", "☃", "*", "-n"]
+    result = await running.run(["printf", "%s|", *words], limit_s=LIMIT_S)
+    assert result.stdout.decode() == "".join(f"{word}|" for word in words)
+
+
+async def test_what_goes_wrong_with_a_command(running: VirtualBoxGuest) -> None:
+    with pytest.raises(GuestError, match="no-such-command"):
+        await running.run(["no-such-command"], limit_s=LIMIT_S)
+    with pytest.raises(GuestError, match="more than 524288 bytes"):
+        await running.run(["dd", "if=/dev/zero", "bs=1024", "count=600"], limit_s=LIMIT_S)
+    assert (await running.run(["sh", "-c", "kill -KILL $$"], limit_s=LIMIT_S)).status == 128 + 9
+
+
+async def test_several_at_once_and_one_that_does_not_end(running: VirtualBoxGuest) -> None:
+    with pytest.raises(GuestSilent, match="the command 'sleep' in the guest did not end"):
+        await running.run(["sleep", "600"], limit_s=0.5)
+    said = await asyncio.gather(*(running.run(["sh", "-c", f"sleep 0.3; echo {n}"], limit_s=LIMIT_S) for n in range(5)))
+    assert [one.stdout for one in said] == [f"{n}\n".encode() for n in range(5)]
+
+
+async def test_what_a_command_leaves_running_keeps_nobody_waiting(running: VirtualBoxGuest) -> None:
+    assert (await running.run(["sh", "-c", "sleep 600 & echo $!"], limit_s=LIMIT_S)).stdout.strip().isdigit()
+
+
+async def test_looks(running: VirtualBoxGuest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\n0 nonce\xff")
+    assert await running.read(str(tmp_path / "file"), limit_bytes=4) == b"\n0 n"
+    assert await running.tail(str(tmp_path / "file"), limit_bytes=3) == b"ce\xff"
+    assert await running.read(str(tmp_path / "nothing"), limit_bytes=4) is None
+    assert await running.tail(str(tmp_path), limit_bytes=4) is None
+
+
+async def test_files_in_and_out(running: VirtualBoxGuest, tmp_path: Path) -> None:
+    contents = {name: random.Random(name).randbytes(number * 70_000) for number, name in enumerate(NAMES)}
+    files = {name: tmp_path / f"input {number}" for number, name in enumerate(contents)}
+    for name, path in files.items():
+        path.write_bytes(contents[name])
+    files["plain"].chmod(0o755)
+    there = tmp_path / "there"
+    there.mkdir()
+    await running.put(files, str(there))
+    (there / "link").symlink_to("/etc/passwd")
+    os.mkfifo(there / "pipe")
+    names = [*NAMES, "link", "pipe", "missing", "in"]
+    places = {name: tmp_path / f"output {number}" for number, name in enumerate(names)}
+    with pytest.raises(OutputTooLarge):
+        await running.get(str(there), places, limit_bytes=100_000)
+    kinds = await running.get(str(there), places, limit_bytes=PLENTY)
+    assert {name: places[name].read_bytes() for name in NAMES} == contents
+    assert [kinds[name] for name in names[len(NAMES) :]] == [
+        FileKind.LINK,
+        FileKind.SPECIAL,
+        FileKind.MISSING,
+        FileKind.DIRECTORY,
+    ]
+    assert [os.access(places[name], os.X_OK) for name in NAMES] == [name == "plain" for name in NAMES]
+
+
+async def test_no_files_and_no_folder(running: VirtualBoxGuest, tmp_path: Path) -> None:
+    await running.put({}, "/no/such")
+    assert await running.get("/no/such", {}, limit_bytes=0) == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(GuestError, match="/no/such"):
+        await running.put({"file": tmp_path / "file"}, "/no/such")
+    with pytest.raises(GuestError, match="/no/such"):
+        await running.get("/no/such", {"file": tmp_path / "output"}, limit_bytes=PLENTY)
+
+
+async def test_a_guest_that_does_not_answer(guest: VirtualBoxGuest, place: Place) -> None:
+    with pytest.raises(GuestSilent, match="did not become ready"):
+        await guest.ready(limit_s=0.1)
+    assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
+
+
+async def test_a_machine_that_is_off(guest: VirtualBoxGuest) -> None:
+    guest.ended()
+    with pytest.raises(MachineExited):
+        await guest.run(["true"], limit_s=LIMIT_S)
+
+
+async def _answered_with(guest: VirtualBoxGuest, place: Place, make: str, *, verb: str = "read") -> None:
+    """A question to which a hostile guest answers by this script, whose $1 is the answer's file and $2 the nonce."""
+
+    async def answer() -> None:
+        while not (found := list(place.requests.glob("*.request"))):
+            await asyncio.sleep(0.01)
+        nonce = found[0].stem
+        argv = ["sh", "-c", make, "sh", place.answers / f"{nonce}.answer", nonce]
+        (await asyncio.create_subprocess_exec(*argv)).returncode  # noqa: B018
+
+    async with asyncio.TaskGroup() as both:
+        both.create_task(answer())
+        if verb == "get":
+            await guest.get("/tmp", {"file": place.folder / "output"}, limit_bytes=PLENTY)
+        else:
+            await guest.read("/etc/passwd", limit_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        ('ln -s /etc/passwd "$1"', "can't be read"),
+        ('mkfifo "$1"', "no file"),
+        ('mkdir "$1"', "no file|can't be read"),
+        (': >"$1"', "no end"),
+        ('printf "root\\n0" >"$1"', "no end"),
+        ('printf "root\\n%s 77\\nodd" "$2" >"$1"', "can't read '/etc/passwd': odd"),
+    ],
+)
+async def test_hostile_answers(guest: VirtualBoxGuest, place: Place, make: str, error: str) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc((GuestError, TransferFailed), match=error)):
+        await _answered_with(guest, place, make)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        'printf "fff\\n" >"$1"',
+        'printf "f\\n81a4:4:x\\nabcd\\n%s 0\\n" "$2" >"$1"',
+        'printf "f\\n81a4:99999999999999999999:1\\nabcd\\n%s 0\\n" "$2" >"$1"',
+        'printf "f\\n81a4:4:1\\nab" >"$1"',
+        'printf "f\\n81a4:4:1\\nabcd\\n%s 0\\nxxh64 0\\n81a4:4:1\\n" "$2" >"$1"',
+        'yes >"$1" & sleep 0.1; kill $!',
+    ],
+)
+async def test_hostile_outputs(guest: VirtualBoxGuest, place: Place, make: str) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc((GuestError, TransferFailed))):
+        await _answered_with(guest, place, make, verb="get")
+
+
+async def test_a_guest_may_not_fill_the_host_s_disk(requests: Requests, place: Place) -> None:
+    requests.check()
+    with (place.answers / "sparse").open("wb") as file:
+        file.truncate(MOST_BYTES)
+    requests.check()
+    (place.answers / "more").write_bytes(b"x")
+    with pytest.raises(GuestError, match="fills the host's disk"):
+        requests.check()
+    requests.begin()
+    (place.answers / "folder").mkdir()
+    with pytest.raises(GuestError, match="fills the host's disk"):
+        requests.check()
+
+
+async def test_the_next_episode_finds_nothing_of_the_last(requests: Requests, place: Place) -> None:
+    for folder in (place.requests, place.answers):
+        (folder / "old.request").touch()
+        (folder / "folder").mkdir()
+    requests.begin()
+    assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
+    assert list(place.answers.iterdir()) == []
