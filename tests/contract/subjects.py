@@ -30,7 +30,8 @@ done
 """
 """A program that never ends, and counts in the file `count` of its datadir."""
 
-_LIMIT_S = 20.0
+_LIMIT_S = 120.0
+"""Where VirtualBox interprets its guests, each of their processes takes a part of a second."""
 
 
 class Subject(Protocol):

@@ -16,7 +16,7 @@ from .subjects import Subject, host_files
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.guest_commands]
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 LARGE = 8 * MIB
 """From here on a backend may take another road."""
 NAMES = [

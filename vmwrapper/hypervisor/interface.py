@@ -34,7 +34,7 @@ class Abilities:
     guest_commands: bool = False
     """Commands are run in the guest, and files copied: a job needs it."""
     needs_login: bool = False
-    """They are given in the name of a user of the guest, by the machine's `login` only."""
+    """They are given in the name of a user of the guest, by the machine's `login`, but in an image made for it."""
     memory_snapshots: bool = False
     """A snapshot contains the guest's memory, so that a restart goes on where it was taken."""
     live_snapshots: bool = False

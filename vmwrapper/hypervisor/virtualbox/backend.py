@@ -109,8 +109,7 @@ class VirtualBoxHypervisor:
 
         async def have() -> None:
             await _have(manage, hardware, place, snapshots)
-            if guest:
-                await to_thread_and_back(guest.begin)
+            await to_thread_and_back(guest.begin)
 
         async def renew() -> None:
             snapshots.forget()
@@ -141,12 +140,11 @@ class VirtualBoxHypervisor:
         return await left.found(VBoxManage(*self._prefix, program)) if program else ()
 
 
-def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningClock) -> VirtualBoxGuest | None:
-    if spec.login is None:
-        return None
+def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningClock) -> VirtualBoxGuest:
+    login = spec.login
     most_bytes = (spec.memory_mib + spec.scratch_mib) * MIB + _MOST_AROUND_BYTES
     return VirtualBoxGuest(
-        GuestControl(manage, place.uuid, spec.login, clock, folder=spec.directory),
+        GuestControl(manage, place.uuid, login, clock, folder=spec.directory) if login else None,
         Requests(place, clock, most_bytes=most_bytes),
     )
 

@@ -43,7 +43,8 @@ class VirtualBoxGuest:
 
     look_s = 10.0
 
-    def __init__(self, control: GuestControl, requests: Requests) -> None:
+    def __init__(self, control: GuestControl | None, requests: Requests) -> None:
+        """`control` is None where nobody may log in: then the guest's image has to start the agent."""
         self._control = control
         self._requests = requests
         self._has_agent = False
@@ -70,12 +71,13 @@ class VirtualBoxGuest:
 
     async def ready(self, *, limit_s: float) -> None:
         try:
-            if not self._has_agent:
+            if self._control and not self._has_agent:
                 await self._control.start_agent(limit_s=limit_s)
-                self._has_agent = True
             await self._asked("hello", limit_s=limit_s)
         except GuestSilent as error:
-            raise GuestSilent(f"the guest did not become ready: {error}") from error
+            hint = "" if self._control else "; has the job a <password>, or does the image start our agent?"
+            raise GuestSilent(f"the guest did not become ready: {error}{hint}") from error
+        self._has_agent = True
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
         said = await self._asked("run", *argv, body=[stdin], limit_s=limit_s)

@@ -12,7 +12,6 @@ from typing import NoReturn
 from vmwrapper.concurrency import beside, ungrouped
 from vmwrapper.errors import (
     HostDiskFailed,
-    JobError,
     MachineExited,
     ProcessFailed,
     SnapshotFailed,
@@ -56,12 +55,9 @@ class VirtualBoxMachine:
         place: Place,
         snapshots: Snapshots,
         renew: Callable[[], Awaitable[None]],
-        guest: VirtualBoxGuest | None,
+        guest: VirtualBoxGuest,
     ) -> None:
-        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots.
-
-        `guest` is None where nobody may log in there.
-        """
+        """`headless` is the command of VBoxHeadless; `renew` has the machine as it was created, without snapshots."""
         self._manage = manage
         self._headless = headless
         self._spec = spec
@@ -84,8 +80,6 @@ class VirtualBoxMachine:
 
     @property
     def guest(self) -> Guest:
-        if self._guest is None:
-            raise JobError("VirtualBox gives commands to a guest only as one of its users: the job has no <password>")
         return self._guest
 
     @property
@@ -104,8 +98,7 @@ class VirtualBoxMachine:
                 await self._renew()
                 self._is_reverted = False
             await self._start(Sign.RUNS)
-            if self._guest:
-                self._guest.booted()
+            self._guest.booted()
 
     async def _start(self, sign: Sign, *options: str) -> None:
         """On return its log has that sign. Tried again while somebody else has a session, as who only looks at it."""
@@ -150,8 +143,7 @@ class VirtualBoxMachine:
     async def power_off(self) -> None:
         self._cpu_time_before_s = self.cpu_time_s()
         process, self._process = self._process, None
-        if self._guest:
-            self._guest.ended()
+        self._guest.ended()
         try:
             if process:
                 with suppress(VmwrapperError, TimeoutError):
@@ -252,8 +244,7 @@ class VirtualBoxMachine:
             if _CANT_USE.search(str(error)):
                 raise SnapshotUnusable(f"VirtualBox can't use it: {error}") from error
             raise
-        if self._guest:
-            self._guest.reverted()
+        self._guest.reverted()
 
     async def watch(self) -> NoReturn:
         process = self._on
@@ -273,8 +264,7 @@ class VirtualBoxMachine:
         while True:
             self._look()
             self._console.bound()
-            if self._guest:
-                self._guest.check()
+            self._guest.check()
             await asyncio.sleep(_LOOK_S)
 
     def _look(self) -> None:

@@ -61,13 +61,12 @@ async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
         await manage(*attach, *CD, "--type", "dvddrive", "--medium", spec.image)
     else:
         await manage(*attach, *ROOT, "--type", "hdd", "--medium", root)
-    if spec.login:
-        share = "sharedfolder", "add", place.uuid
-        for folder in (place.requests, place.answers):
-            with writing(folder):
-                folder.mkdir(mode=0o700)
-        await manage(*share, "--name", REQUESTS, "--hostpath", place.requests, "--readonly")
-        await manage(*share, "--name", ANSWERS, "--hostpath", place.answers)
+    share = "sharedfolder", "add", place.uuid
+    for folder in (place.requests, place.answers):
+        with writing(folder):
+            folder.mkdir(mode=0o700)
+    await manage(*share, "--name", REQUESTS, "--hostpath", place.requests, "--readonly")
+    await manage(*share, "--name", ANSWERS, "--hostpath", place.answers)
     if spec.scratch_mib:
         await manage(*attach, *SCRATCH, "--type", "hdd", "--medium", scratch)
         await manage("setextradata", place.uuid, *hardware.scratch_serial())
