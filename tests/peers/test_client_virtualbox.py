@@ -11,7 +11,7 @@ import pytest
 
 from . import virtualbox_linux
 from .boinc_client import RESULT, BoincClient
-from .client_files import MAIN, Workunit
+from .client_files import MAIN, Preferences, Workunit
 from .jobs import VMWRAPPER
 from .project_server import ProjectServer
 from .virtualbox import Profile
@@ -78,6 +78,7 @@ def start(client: BoincClient, virtualbox: Profile, *, seconds: int) -> None:
             disk_bound_bytes=4_000_000_000,
         ),
         app_files={MAIN: app.encode(), "guest.iso": virtualbox_linux.cd().read_bytes()},
+        preferences=Preferences(leave_apps_in_memory=True),
     )
     client.start()
 
@@ -110,7 +111,7 @@ def stands(machine: psutil.Process) -> bool:
 
 
 def test_a_whole_job_goes_on_whatever_happens_to_it(
-    client: BoincClient, server: ProjectServer, virtualbox: Profile, tmp_path: Path, image: bytes
+    virtualbox: Profile, client: BoincClient, server: ProjectServer, tmp_path: Path, image: bytes
 ) -> None:
     assert image
     start(client, virtualbox, seconds=SECONDS)
@@ -143,7 +144,7 @@ def test_a_whole_job_goes_on_whatever_happens_to_it(
     assert chapters(report) == chapters(log) == list(CHAPTERS)
 
 
-def test_an_aborted_one_leaves_nothing(client: BoincClient, virtualbox: Profile) -> None:
+def test_an_aborted_one_leaves_nothing(virtualbox: Profile, client: BoincClient) -> None:
     start(client, virtualbox, seconds=600)
     wait_for(client, "Machine is on")
     client.ask("abort")

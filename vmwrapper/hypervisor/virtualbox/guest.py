@@ -13,13 +13,12 @@ from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.checksum import CHECKSUMS, Checksum
 from vmwrapper.hypervisor.inputs import Input, archive, in_guest, inputs
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
-from vmwrapper.hypervisor.outputs import Output, Sink, kinds, output
+from vmwrapper.hypervisor.outputs import Sink, kinds, output
 from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
-from vmwrapper.hypervisor.virtualbox.requests import Requests
+from vmwrapper.hypervisor.virtualbox.requests import SLOWEST_BYTES_PER_S, Requests
 
 _LOOK_LIMIT_S = 60.0
 _TRANSFER_LIMIT_S = 300.0
-_SLOWEST_BYTES_PER_S = 50_000  # busybox's SHA-256 without hardware virtualization
 _MOST_OUTPUT_BYTES = 512 * 1024
 _MOST_ANSWER_BYTES = 2 << 20
 _LONGEST_LINE_BYTES = 1 << 16
@@ -114,7 +113,7 @@ class VirtualBoxGuest:
         if not files:
             return {}
         words = (directory, "look", str(limit_bytes), *map(in_guest, files))
-        limit_s = _TRANSFER_LIMIT_S + min(limit_bytes, 1 << 40) / _SLOWEST_BYTES_PER_S
+        limit_s = _TRANSFER_LIMIT_S
         async with self._requests.answered(words, "the guest did not send its outputs", limit_s=limit_s) as (
             nonce,
             file,
@@ -217,5 +216,5 @@ def _text(said: bytes) -> str:
     return said.decode(errors="replace").strip("\n")
 
 
-def _limit_s(files: Sequence[Input] | Sequence[Output]) -> float:
-    return _TRANSFER_LIMIT_S + sum(file.size for file in files) / _SLOWEST_BYTES_PER_S
+def _limit_s(files: Sequence[Input]) -> float:
+    return _TRANSFER_LIMIT_S + sum(file.size for file in files) / SLOWEST_BYTES_PER_S
