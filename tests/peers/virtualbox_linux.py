@@ -49,6 +49,7 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs -o size=90%,mode=1777 tmp /tmp
 mount -t tmpfs run /run
 chmod 666 /dev/vboxuser
+[ ! -e /agent ] || sh /agent &
 while :; do
     VBoxService --foreground --only-control >/dev/null 2>&1
     sleep 1
@@ -72,20 +73,23 @@ def missing() -> str | None:
     return virtualbox_chroot.missing() or virtualbox_kernel.missing()
 
 
-def cd() -> Path:
-    """The CD, which must not be changed. Making it takes about 10 s, where it isn't there yet."""
+def cd(agent: str = "") -> Path:
+    """The CD, which must not be changed. Making it takes about 10 s, where it isn't there yet.
+
+    `agent` is a script that is run at boot.
+    """
     kernel = virtualbox_kernel.kernel()
-    recipe = hashlib.sha256(Path(__file__).read_bytes() + kernel.name.encode()).hexdigest()[:16]
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + kernel.name.encode() + agent.encode()).hexdigest()[:16]
     image = cache_folder() / f"test/virtualbox-linux-{recipe}.iso"
     with image.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tests, run at the same time, want it too
         if not image.exists():
             with tempfile.TemporaryDirectory(dir=image.parent) as scratch:
-                _build(Path(scratch), kernel).replace(image)
+                _build(Path(scratch), kernel, agent).replace(image)
     return image
 
 
-def _build(scratch: Path, kernel: Path) -> Path:
+def _build(scratch: Path, kernel: Path, agent: str) -> Path:
     source = mirror()
     assert source is not None, missing()
     root, content, iso = scratch / "root", scratch / "content", scratch / "cd.iso"
@@ -100,7 +104,7 @@ def _build(scratch: Path, kernel: Path) -> Path:
     )
     content.mkdir()
     shutil.copy(kernel, content / "vmlinuz")
-    (content / "initrd").write_bytes(archive(dict(_nodes(root))))  # not compressed: that takes 25 s to undo
+    (content / "initrd").write_bytes(archive(dict(_nodes(root, agent))))  # not compressed: that takes 25 s to undo
     (content / "isolinux.cfg").write_text(_BOOT)
     for part in _LOADER:
         shutil.copy(root / part, content)
@@ -109,13 +113,15 @@ def _build(scratch: Path, kernel: Path) -> Path:
     return iso
 
 
-def _nodes(root: Path) -> Iterator[tuple[str, Node]]:
+def _nodes(root: Path, agent: str) -> Iterator[tuple[str, Node]]:
     for name in ("bin", "sbin", "lib", "lib64"):
         yield name, link(f"usr/{name}")
     for name in ("proc", "sys", "dev", "tmp", "run", "root", "var"):
         yield name, folder()
     yield "dev/console", character_device(5, 1)
     yield "init", file(_INIT.encode(), mode=0o755)
+    if agent:
+        yield "agent", file(agent.encode())
     yield from _users()
     for name in run(root / "usr/bin/busybox", "--list").split():
         yield f"usr/bin/{name}", link("busybox")

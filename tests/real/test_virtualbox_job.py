@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ import pytest
 from tests.peers import virtualbox_linux
 from tests.peers.virtualbox import Profile, clean_profile
 
-from .test_job import VMWRAPPER
+from .test_job import EXAMPLES, VMWRAPPER
 
 pytestmark = pytest.mark.virtualbox_linux
 
-LIMIT_S = 180
+LIMIT_S = 400
 COUNTS = 40
 PROGRAM = f"""\
 #!/bin/sh
@@ -35,7 +36,7 @@ JOB = """\
 <job_desc>
    <task>
       <backend>virtualbox</backend> <vm>{image}</vm> <memory_mb>160</memory_mb> <disk_mb>32</disk_mb>
-      <user>root</user> <password>{password}</password>
+      {login}
       <innerjob>program.sh</innerjob> <data>input</data> <output>output</output> <output>who</output>
       <checkpoint_interval>5</checkpoint_interval>
    </task>
@@ -49,6 +50,9 @@ def virtualbox(tmp_path: Path) -> Iterator[Profile]:
         pytest.skip(reason)
     with clean_profile(tmp_path / "virtualbox") as profile:
         yield profile
+
+
+ITS_AGENT = re.compile(r"^cat >\"\$work/agent\" <<'END'\n(.*?)^END\n", re.MULTILINE | re.DOTALL)
 
 
 def start(profile: Profile, job: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -70,7 +74,8 @@ def test_goes_on_after_its_wrapper_was_killed(virtualbox: Profile, tmp_path: Pat
     (tmp_path / "input").write_bytes(content)
     (tmp_path / "program.sh").write_text(PROGRAM)
     job = tmp_path / "job.xml"
-    job.write_text(JOB.format(image=virtualbox_linux.cd(), password=escape(virtualbox_linux.PASSWORD)))
+    login = f"<user>root</user> <password>{escape(virtualbox_linux.PASSWORD)}</password>"
+    job.write_text(JOB.format(image=virtualbox_linux.cd(), login=login))
     first, second = tmp_path / "first.log", tmp_path / "second.log"
 
     wrapper = start(virtualbox, job, first)
@@ -87,3 +92,18 @@ def test_goes_on_after_its_wrapper_was_killed(virtualbox: Profile, tmp_path: Pat
     assert (tmp_path / "who").read_text() == "root\n"
     for said in (*seen, first.read_text(), second.read_text()):
         assert virtualbox_linux.PASSWORD not in said
+
+
+def test_an_image_that_starts_the_agent_needs_no_password(virtualbox: Profile, tmp_path: Path) -> None:
+    script = EXAMPLES / "debian-image.sh"
+    found = ITS_AGENT.search(script.read_text())
+    assert found
+    (tmp_path / "input").write_bytes(b"input\n")
+    (tmp_path / "program.sh").write_text("#!/bin/sh\ncat input >output; id -un >who\n")
+    job, log = tmp_path / "job.xml", tmp_path / "log"
+    job.write_text(JOB.format(image=virtualbox_linux.cd(found[1]), login=f"<user>{virtualbox_linux.USER}</user>"))
+    wrapper = start(virtualbox, job, log)
+    assert wrapper.wait(LIMIT_S) == 0, log.read_text()
+    assert (tmp_path / "output").read_bytes() == b"input\n"
+    assert (tmp_path / "who").read_text() == f"{virtualbox_linux.USER}\n"
+    assert "guestcontrol" not in log.read_text()
