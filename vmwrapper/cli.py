@@ -29,7 +29,7 @@ from vmwrapper.job.resolve import resolve_job
 from vmwrapper.leftovers import Finding, State, clear
 from vmwrapper.shell.client import COMMAND_LIMIT_S, Session
 from vmwrapper.terminal import log_to_stderr, progress_display
-from vmwrapper.wrapper import BOOT_LIMIT_S, Options, run_episode
+from vmwrapper.wrapper import BOOT_LIMIT_S, Options, needs_of, run_episode
 
 log = logging.getLogger(__name__)
 
@@ -302,10 +302,8 @@ def _check(chosen: argparse.Namespace) -> int:
     job = read_job(job_file)
     slot = job_file.parent
     registry = Registry(all_hypervisors())
-    suffixes = [
-        [suffix for hypervisor in registry.candidates(task.backend) for suffix in hypervisor.image_suffixes]
-        for task in job.tasks
-    ]
+    candidates = [registry.candidates(task.backend, needs_of(task)) for task in job.tasks]
+    suffixes = [[suffix for one in able for suffix in one.image_suffixes] for able in candidates]
     resolve_job(job, job_file, slot.joinpath, slot=slot, image_suffixes=suffixes)
     print(f"{chosen.job_file} is a good job file: {len(job.tasks)} task(s)")  # noqa: T201  (the command's answer)
     bound_bytes = max(enough_bytes(task) for task in job.tasks)

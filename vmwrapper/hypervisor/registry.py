@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
-from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
+from vmwrapper.hypervisor.interface import Abilities, Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 
@@ -15,6 +16,23 @@ log = logging.getLogger(__name__)
 def all_hypervisors() -> tuple[Hypervisor, ...]:
     """One of each, in the order of preference among equals."""
     return (QemuHypervisor(), VirtualBoxHypervisor())
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a task asks of a hypervisor: by itself, that it commands guests."""
+
+    shared_folder: bool = False
+    """A guest that works by itself is not commanded, and shares a folder."""
+
+    def are_met_by(self, abilities: Abilities, *, named: bool) -> bool:
+        """Whether one with these may be chosen. One that needs a login is only for jobs that name it."""
+        if self.shared_folder:
+            return abilities.shared_folder
+        return abilities.guest_commands and (named or not abilities.needs_login)
+
+
+COMMANDS = Needs()
 
 
 class Registry:
@@ -28,17 +46,23 @@ class Registry:
         """All of this name, or all for none. Raises JobError where there are none."""
         return _named(self._hypervisors, wanted)
 
-    def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
-        """The same of those that run jobs. One that needs a login is only for jobs that name it."""
-        able = [one for one in self._hypervisors if one.abilities.guest_commands]
-        return _named([one for one in able if wanted or not one.abilities.needs_login], wanted)
+    def candidates(self, wanted: str | None, needs: Needs = COMMANDS) -> Sequence[Hypervisor]:
+        """The same of those that meet these needs."""
+        able = [one for one in self._hypervisors if needs.are_met_by(one.abilities, named=wanted is not None)]
+        if needs.shared_folder and not any(wanted in (None, one.name) for one in able):
+            listed = ", ".join(one.name for one in able) or "none"
+            self.named(wanted)
+            raise JobError(
+                f"backend {wanted or '(any)'} can share no folder with a guest that works by itself: {listed} can"
+            )
+        return _named(able, wanted)
 
-    async def choose(self, wanted: str | None, clock: RunningClock) -> Hypervisor:
+    async def choose(self, wanted: str | None, clock: RunningClock, needs: Needs = COMMANDS) -> Hypervisor:
         """The hypervisor with this name, or the best usable one: accelerated ones first.
 
         Raises JobError for a name that there is none of, NoUsableHypervisor where it can't be used on this host.
         """
-        candidates = self.candidates(wanted)
+        candidates = self.candidates(wanted, needs)
         results = [await self._probe(hypervisor, clock) for hypervisor in candidates]
         usable = [pair for pair in zip(results, candidates, strict=True) if pair[0].usable]
         if not usable:

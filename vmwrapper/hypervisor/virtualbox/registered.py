@@ -20,7 +20,15 @@ from vmwrapper.hostile import one_line
 from vmwrapper.hypervisor.virtualbox import disks, spare
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.place import Place
-from vmwrapper.hypervisor.virtualbox.settings import CD, CONTROLLER, CONTROLLER_OPTIONS, ROOT, SCRATCH, Hardware
+from vmwrapper.hypervisor.virtualbox.settings import (
+    CD,
+    CONTROLLER,
+    CONTROLLER_OPTIONS,
+    ROOT,
+    SCRATCH,
+    SHARED,
+    Hardware,
+)
 from vmwrapper.hypervisor.virtualbox.vboxmanage import STUCK, VBoxManage, VirtualBoxFailed
 from vmwrapper.turns import turn
 
@@ -51,6 +59,8 @@ async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
         await manage(*attach, *CD, "--type", "dvddrive", "--medium", spec.image)
     else:
         await manage(*attach, *ROOT, "--type", "hdd", "--medium", root)
+    if spec.shared:  # its guest may make no links there, as is VirtualBox's default
+        await manage("sharedfolder", "add", place.uuid, "--name", SHARED, "--hostpath", spec.shared, "--automount")
     if spec.scratch_mib:
         await manage(*attach, *SCRATCH, "--type", "hdd", "--medium", scratch)
         await manage("setextradata", place.uuid, *hardware.scratch_serial())

@@ -16,6 +16,7 @@ ROOT, SCRATCH, CD = (
     ("--port", "1", "--device", "0"),
     ("--port", "1", "--device", "1"),
 )
+SHARED = "shared"
 INTERPRETED = ("--vm-execution-engine", "interpreter")
 
 _ALWAYS = {
@@ -74,4 +75,6 @@ class Hardware:
     def digest(self) -> str:
         """Another one for a machine that a guest's memory does not fit."""
         facts = [*CONTROLLER_OPTIONS, *self._options(), self.is_cd, self.spec.scratch_mib]
+        if self.spec.shared:
+            facts.append(SHARED)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
