@@ -16,8 +16,6 @@ from vmwrapper.delivery import deliver
 from vmwrapper.errors import (
     DiskLimitExceeded,
     GuestPoweredOff,
-    HeartbeatFileMissing,
-    HeartbeatLost,
     PostponedByGuest,
     ProgramFailed,
     SelfRunCutShort,
@@ -25,6 +23,7 @@ from vmwrapper.errors import (
 )
 from vmwrapper.guest import reports
 from vmwrapper.guest.reports import Trigger
+from vmwrapper.guest_heartbeat import GuestHeartbeat
 from vmwrapper.hostile import one_line, some_of
 from vmwrapper.hypervisor.interface import MIB, Machine
 from vmwrapper.job.model import SelfRunning
@@ -39,8 +38,6 @@ from vmwrapper.trigger_file import TriggerFile
 log = logging.getLogger(__name__)
 
 _DISK_LOOK_S = 10.0
-_HEARTBEAT_LOOKS = 3
-"""For each interval."""
 _SHORTEST_DELAY_S, _LONGEST_DELAY_S, _DEFAULT_DELAY_S = 15, 86_400, 300
 _EIGHT_BITS = 0xFF
 """Of its exit status a process has so many."""
@@ -55,7 +52,7 @@ class _Seen:
     completion: Trigger | None
     temporary_exit: Trigger | None
     fraction: float | None
-    has_written: bool
+    lives: bool
 
 
 def shared_folder(resolved: ResolvedTask, directory: Path) -> SharedFolder:
@@ -80,7 +77,7 @@ class SelfRun:
         boot_limit_s: float,
         notify: Callable[[str], None],
     ) -> None:
-        """`boot_limit_s` is running time in which no checkpoint is taken of a guest that has not written anything.
+        """`boot_limit_s` is running time in which no checkpoint is taken of a guest that has not shown that it lives.
 
         `notify` gets what the volunteer is to be shown.
         """
@@ -99,7 +96,9 @@ class SelfRun:
         self._temporary_exit = TriggerFile(shared, wants.temporary_exit_file, run_state.clock)
         self._given: set[str] = set()
         """What is in the folder before the boot."""
-        self._has_written = asyncio.Event()
+        self._heartbeat = GuestHeartbeat(wants, shared, run_state) if wants.heartbeat_file else None
+        self._lives = asyncio.Event()
+        """It has shown that, since it was booted or went back."""
         self._said: Trigger | None = None
         """By its completion file."""
 
@@ -125,6 +124,9 @@ class SelfRun:
         self._given = self._shared.names()
 
     async def _while_on(self, checkpoint: Checkpoint | None) -> None:
+        self._lives.clear()
+        if self._heartbeat:
+            await self._heartbeat.begin(is_reverted=checkpoint is not None)
         if checkpoint:
             await self._go_on(checkpoint)
         else:
@@ -147,7 +149,8 @@ class SelfRun:
     async def _go_on(self, checkpoint: Checkpoint) -> None:
         for trigger in (self._completion, self._temporary_exit):
             await to_thread_and_back(trigger.remove)  # the guest does not know any more that it has written it
-        self._has_written.set()
+        if not self._heartbeat:
+            self._lives.set()
         self._enter("running", "The guest goes on by itself")
         if self._checkpointer:
             known = [one for one in self._progress.checkpoints if one.snapshot.number <= checkpoint.snapshot.number]
@@ -159,16 +162,16 @@ class SelfRun:
 
     def _beside_guest(self) -> Iterator[Coroutine[None, None, NoReturn]]:
         yield self._bound_folder()
-        if self._wants.heartbeat_file:
-            yield self._watch_heartbeat(self._wants.heartbeat_file)
+        if self._heartbeat:
+            yield self._heartbeat.watch()
         if self._checkpointer:
             yield self._take_checkpoints(self._checkpointer)
 
     async def _take_checkpoints(self, checkpointer: Checkpointer) -> NoReturn:
-        """Once the guest has booted, as far as that can be told."""
+        """Once the guest has booted, or gone on, as far as that can be told: others may be good for nothing."""
         with suppress(TimeoutError):
             async with self._run_state.clock.timeout(self._boot_limit_s):
-                await self._has_written.wait()
+                await self._lives.wait()
         await checkpointer.take_when_due()
 
     async def _bound_folder(self) -> NoReturn:
@@ -179,21 +182,6 @@ class SelfRun:
                 text = f"the guest has {used_mib:.0f} MiB in its shared folder, which may have {self._task.scratch_mib}"
                 raise DiskLimitExceeded(f"{text}: raise <disk_mb>")
             await asyncio.sleep(_DISK_LOOK_S)
-
-    async def _watch_heartbeat(self, name: str) -> NoReturn:
-        """A guest has one whole interval to begin; its clock may be anything, so any change is a sign of life."""
-        last, silent = await asyncio.to_thread(self._shared.stamp, name), 0
-        while True:
-            await self._run_state.clock.sleep(self._wants.heartbeat_interval_s / _HEARTBEAT_LOOKS)
-            await self._run_state.may_run()
-            now = await asyncio.to_thread(self._shared.stamp, name)
-            silent = silent + 1 if now == last else 0
-            if now is None and (last or silent >= _HEARTBEAT_LOOKS):
-                raise HeartbeatFileMissing(f"{self._task.title} has no heartbeat file {one_line(name)} in its folder")
-            if silent >= _HEARTBEAT_LOOKS:
-                interval_s = self._wants.heartbeat_interval_s
-                raise HeartbeatLost(f"{self._task.title} has not changed {one_line(name)} for {interval_s:g} s")
-            last = now
 
     async def _follow(self) -> None:
         """Until it is done. Raises PostponedByGuest, TimeLimitExceeded."""
@@ -221,12 +209,17 @@ class SelfRun:
             completion=self._completion.look(),
             temporary_exit=self._temporary_exit.look(),
             fraction=reports.last_number(end.content) if end else None,
-            has_written=self._has_written.is_set() or not self._shared.names() <= self._given,
+            lives=self._lives.is_set() or self._shows_life(),
         )
 
+    def _shows_life(self) -> bool:
+        if self._heartbeat:
+            return self._heartbeat.has_beaten()
+        return not self._shared.names() <= self._given
+
     def _tell(self, seen: _Seen) -> None:
-        if seen.has_written:
-            self._has_written.set()
+        if seen.lives:
+            self._lives.set()
         if self._wants.duration_s:
             self._progress.fraction_of_task(self._progress.program_ran_s / self._wants.duration_s)
         elif seen.fraction is not None:

@@ -301,6 +301,29 @@ class TestCheckpoints:
         assert run(second, hypervisor, COPIES) == 0
         assert second.took_s == pytest.approx(50, abs=5)
 
+    @pytest.mark.parametrize("heals_at", [1, 2])
+    def test_one_in_which_its_heart_stands_still_is_not_used(
+        self, slot: Path, caplog: pytest.LogCaptureFixture, heals_at: int
+    ) -> None:
+        boots = 0
+
+        async def work(guest: MemoryGuest) -> int:
+            nonlocal boots
+            boots += 1
+            if 1 < boots <= 1 + heals_at:
+                await guest.compute(1e6)
+            return await works(100)(guest)
+
+        first, second = Client(slot), Client(slot)
+        first.plan = [(50, Request.QUIT)]
+        hypervisor = by_itself(work)
+        run(first, hypervisor, BEATS)
+        assert run(second, hypervisor, BEATS) == 0
+        assert (
+            caplog.text.count("can't be used: the guest has not changed its heartbeat file beat for 60 s") == heals_at
+        )
+        assert ("The task begins anew" in caplog.text) == (heals_at == 2)
+
     def test_its_folder_is_made_anew_where_it_begins_anew(self, slot: Path) -> None:
         first, second = Client(slot), Client(slot)
         hypervisor = by_itself(works(100))

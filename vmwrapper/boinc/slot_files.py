@@ -66,7 +66,7 @@ def remove_finish(slot: Path) -> None:
 
 
 def _line_of_client(text: str) -> str:
-    return one_line(text).strip().encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
+    return one_line(text.strip()).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
 
 
 def write_temporary_exit(slot: Path, error: TemporaryFailure) -> None:

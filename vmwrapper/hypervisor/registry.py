@@ -50,11 +50,10 @@ class Registry:
         """The same of those that meet these needs."""
         able = [one for one in self._hypervisors if needs.are_met_by(one.abilities, named=wanted is not None)]
         if needs.shared_folder and not any(wanted in (None, one.name) for one in able):
-            listed = ", ".join(one.name for one in able) or "none"
             self.named(wanted)
-            raise JobError(
-                f"backend {wanted or '(any)'} can share no folder with a guest that works by itself: {listed} can"
-            )
+            which = f"backend {wanted!r} can share no" if wanted else "no backend can share a"
+            listed = f": {', '.join(one.name for one in able)} can" if able else ""
+            raise JobError(f"{which} folder with a guest that works by itself{listed}")
         return _named(able, wanted)
 
     async def choose(self, wanted: str | None, clock: RunningClock, needs: Needs = COMMANDS) -> Hypervisor:
