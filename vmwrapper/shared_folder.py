@@ -57,6 +57,11 @@ class SharedFolder:
         self.path = path
         self._limit_bytes = limit_bytes
 
+    def make(self) -> None:
+        """Have the folder, with what may be in there. Raises HostDiskFailed."""
+        with _host_disk(self.path):
+            self.path.mkdir(mode=0o700, exist_ok=True)
+
     async def fill(self, files: Mapping[str, Path]) -> None:
         """Have these in there, and nothing else, while no guest sees it. The executable bit is kept.
 
@@ -74,9 +79,11 @@ class SharedFolder:
 
     def _empty(self) -> None:
         with _host_disk(self.path):
-            if self.path.is_dir() and not self.path.is_symlink():
-                shutil.rmtree(self.path)
-            self.path.mkdir(mode=0o700)
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     async def _put(self, file: Input) -> None:
         place = self.path / file.name

@@ -158,6 +158,8 @@ class Episode:
             log.warning("%s can't hold the machine to %d %% of the processors' time", hypervisor.name, cap_percent)
         async with self._folder_of_machine(progress) as directory:
             shared = shared_folder(resolved, directory) if task.self_running else None
+            if shared:
+                await to_thread_and_back(shared.make)
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
                 image=resolved.image,

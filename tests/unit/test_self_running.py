@@ -132,15 +132,15 @@ class TestTheEndByItsFile:
 
     def test_a_file_counts_once_it_does_not_change_any_more(self, client: Client, slot: Path) -> None:
         async def work(guest: MemoryGuest) -> int:
-            for said in ("", "7\n", "7\n1", "0\n0\nat last\n"):
-                await guest.compute(1.5)
+            for said, for_s in (("", 6.0), ("7\n", 1.5), ("7\n1", 1.5), ("0\n0\nat last\n", 0.0)):
                 (guest.shared / "done").write_text(said)
+                await guest.compute(for_s)
             copies(guest)
             await guest.compute(1e6)
             return 0
 
         assert run(client, by_itself(work), COPIES) == 0
-        assert client.took_s == pytest.approx(8, abs=1.1)
+        assert client.took_s == pytest.approx(11, abs=1.1)
 
     def test_a_suspended_guest_is_not_taken_at_its_half_word(self, client: Client) -> None:
         async def work(guest: MemoryGuest) -> int:
@@ -245,9 +245,16 @@ class TestItsHeart:
         assert run(client, by_itself(works(99, then=hide)), BEATS) == ExitStatus.NO_HEARTBEAT_FILE
         assert client.took_s == pytest.approx(100, abs=2)
 
-    def test_while_suspended_nobody_beats(self, client: Client) -> None:
-        client.plan = [(50, Request.SUSPEND), (50 + BREAK_S, Request.RESUME)]
-        assert run(client, by_itself(works(100)), BEATS) == 0
+    def test_while_suspended_nobody_beats_and_nobody_looks(self, client: Client) -> None:
+        async def beat_seldom(guest: MemoryGuest) -> int:
+            for pause_s in (21, 54, 20):
+                await guest.compute(pause_s)
+                (guest.shared / "beat").write_text(str(pause_s))
+            return await ends("0\n")(guest)
+
+        requests = (Request.SUSPEND, Request.RESUME)
+        client.plan = [(at_s, requests[number % 2]) for number, at_s in enumerate((61, 161, 163, 263, 265, 365))]
+        assert run(client, by_itself(beat_seldom), BEATS) == 0
 
     def test_a_touch_by_a_clock_that_is_late_counts(self, client: Client) -> None:
         async def touch(guest: MemoryGuest) -> None:

@@ -24,6 +24,7 @@ from vmwrapper.errors import (
     ClientUnreachable,
     HostDiskFailed,
     QuitRequested,
+    SelfRunFailed,
     SlotBusy,
     TemporaryFailure,
     VmwrapperError,
@@ -289,7 +290,7 @@ class Client:
                 self._is_written(partial(slot_files.write_temporary_exit, self.slot, error))
                 return 0
         log.error("%s", error)
-        if self._notice:  # the status counts, and not the file
+        if self._notice and isinstance(error, SelfRunFailed):  # the status counts, and not the file
             status = error.exit_status
             self._is_written(partial(slot_files.write_finish, self.slot, status=status, notice=self._notice))
         return error.exit_status

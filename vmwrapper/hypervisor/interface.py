@@ -139,8 +139,8 @@ class MachineSpec:
     snapshots: Sequence[Snapshot] = ()
     """That an earlier episode took of it."""
     shared: Path | None = None
-    """A folder of the host that the guest sees by the name `shared`, reads and writes; for those with the ability
-    `shared_folder`. It makes no links there. The folder is left alone also where it lies in `directory`."""
+    """A folder of the host, which exists; the guest sees it by the name `shared`, reads and writes, and makes no links
+    there. For those with the ability `shared_folder`. It is left alone also where it lies in `directory`."""
     login: Login | None = None
     """Who gives the guest its commands, for hypervisors that ask: root, or who may be that by `sudo -n`."""
 

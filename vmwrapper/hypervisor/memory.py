@@ -30,6 +30,7 @@ from vmwrapper.errors import (
     JobError,
     MachineExited,
     OutputTooLarge,
+    ProcessFailed,
     SnapshotFailed,
     SnapshotUnusable,
     TransferFailed,
@@ -126,6 +127,8 @@ class MemoryHypervisor:
     async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
         if not spec.image.is_file() or spec.image.read_bytes() != IMAGE:
             raise JobError(f"{spec.image} is no image for the hypervisor in memory")
+        if spec.shared and not spec.shared.is_dir():
+            raise ProcessFailed(f"there is no folder {spec.shared}")
         with ungrouped():
             async with asyncio.TaskGroup() as processes:
                 machine = MemoryMachine(self, spec, clock, processes)
