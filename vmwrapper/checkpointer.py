@@ -37,6 +37,8 @@ def enough_bytes(task: Task) -> int:
 
     While a snapshot is taken there are two others, and what the guest writes to its disk may be in three layers.
     """
+    if task.self_running:  # it has that in a folder, which no snapshot keeps
+        return ((_GENERATIONS + 1) * task.memory_mib + task.scratch_mib) * MIB
     return (_GENERATIONS + 1) * (task.memory_mib + task.scratch_mib) * MIB
 
 

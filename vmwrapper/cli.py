@@ -23,7 +23,7 @@ from vmwrapper.errors import JobFileMissing, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import MIB, ProbeResult
-from vmwrapper.hypervisor.registry import Registry, all_hypervisors
+from vmwrapper.hypervisor.registry import Registry, all_hypervisors, needs_of
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import resolve_job
 from vmwrapper.leftovers import Finding, State, clear
@@ -302,10 +302,8 @@ def _check(chosen: argparse.Namespace) -> int:
     job = read_job(job_file)
     slot = job_file.parent
     registry = Registry(all_hypervisors())
-    suffixes = [
-        [suffix for hypervisor in registry.candidates(task.backend) for suffix in hypervisor.image_suffixes]
-        for task in job.tasks
-    ]
+    candidates = [registry.candidates(task.backend, needs_of(task)) for task in job.tasks]
+    suffixes = [[suffix for one in able for suffix in one.image_suffixes] for able in candidates]
     resolve_job(job, job_file, slot.joinpath, slot=slot, image_suffixes=suffixes)
     print(f"{chosen.job_file} is a good job file: {len(job.tasks)} task(s)")  # noqa: T201  (the command's answer)
     bound_bytes = max(enough_bytes(task) for task in job.tasks)

@@ -6,12 +6,16 @@
     │   ├── JobFileMissing        148  there is no job file
     │   └── MemoryLimitExceeded   198  it wants more than its workunit allows
     ├── ProgramFailed             195  the program in the guest ended badly, or its outputs are missing
+    │   └── SelfRunFailed         its own  a self-running guest says that it has failed
     ├── TimeLimitExceeded         197  the job's own limit of running time
     ├── DiskLimitExceeded         196  the job's files are larger than its workunit allows
     ├── GivenUp              205-208  what may succeed later failed too often
     ├── GuestError                195  the guest ended or stopped answering under the program
     │   ├── GuestPanicked
     │   ├── GuestPoweredOff
+    │   │   └── SelfRunCutShort   194  a self-running guest powered off or rebooted, and has not said that it is done
+    │   ├── HeartbeatFileMissing   93  the file by which a self-running guest shows that it lives
+    │   ├── HeartbeatLost          74  nobody changes it any more
     │   ├── GuestSilent
     │   ├── OutputChanged              a file was written to while it was copied out
     │   └── OutputTooLarge             more than the guest's disk and memory can hold
@@ -22,6 +26,7 @@
         ├── SlotBusy
         ├── ClientUnreachable          the BOINC client is there, and what it left for us can't be used
         ├── NobodyThere                nobody has a machine to look into
+        ├── PostponedByGuest           a self-running guest wants to go on later
         ├── MachineExited              the hypervisor's process ended by itself
         │   └── RevertedMachineExited  maybe for what it was reverted to: too often, and that is not used any more
         ├── HostDiskFailed             a file on the host can't be written: the disk is full, or forbidden
@@ -40,7 +45,7 @@ from vmwrapper.exit_status import ExitStatus
 class VmwrapperError(Exception):
     """Something that the message explains to a person; `exit_status` is what the process then ends with."""
 
-    exit_status = ExitStatus.BUG
+    exit_status: int = ExitStatus.BUG
 
 
 class JobError(VmwrapperError):
@@ -64,7 +69,16 @@ class MemoryLimitExceeded(JobError):
 class ProgramFailed(VmwrapperError):
     """The program in the guest ended with a failure, or without an output that the job declares."""
 
-    exit_status = ExitStatus.CHILD_FAILED
+    exit_status: int = ExitStatus.CHILD_FAILED
+
+
+class SelfRunFailed(ProgramFailed):
+    """A guest that works by itself says that it has failed."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        """`status` is what it has as its exit status: in the eight bits that a process has, it must not be 0."""
+        super().__init__(message)
+        self.exit_status = status
 
 
 class TimeLimitExceeded(VmwrapperError):
@@ -99,6 +113,24 @@ class GuestPanicked(GuestError):
 
 class GuestPoweredOff(GuestError):
     """The guest powered off or rebooted by itself before the task was done."""
+
+
+class SelfRunCutShort(GuestPoweredOff):
+    """A guest that works by itself powered off or rebooted, and has not said that it is done."""
+
+    exit_status = ExitStatus.ABORTED_BY_CLIENT
+
+
+class HeartbeatFileMissing(GuestError):
+    """A guest that works by itself has no file by which it shows that it lives, or not any more."""
+
+    exit_status = ExitStatus.NO_HEARTBEAT_FILE
+
+
+class HeartbeatLost(GuestError):
+    """A guest that works by itself does not show any more that it lives."""
+
+    exit_status = ExitStatus.NO_HEARTBEAT
 
 
 class GuestSilent(GuestError):
@@ -158,6 +190,22 @@ class ClientUnreachable(TemporaryFailure):
 
 class NobodyThere(TemporaryFailure):
     """There is no machine to look into, or not any more."""
+
+
+class PostponedByGuest(TemporaryFailure):
+    """A guest that works by itself wants to go on later."""
+
+    most_tries = 100  # as the client
+
+    def __init__(self, message: str, *, delay_s: int, concerns_volunteer: bool) -> None:
+        super().__init__(message)
+        self._delay_s = delay_s
+        self.concerns_volunteer = concerns_volunteer
+
+    @property
+    def retry_after_s(self) -> int:
+        """As the guest wants."""
+        return self._delay_s
 
 
 class MachineExited(TemporaryFailure):

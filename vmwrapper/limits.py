@@ -1,13 +1,16 @@
 """What the workunit allows a job, watched as the client watches it."""
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from vmwrapper.boinc.init_data import InitData
-from vmwrapper.errors import DiskLimitExceeded, MemoryLimitExceeded
+from vmwrapper.clock import RunningClock
+from vmwrapper.errors import DiskLimitExceeded, MemoryLimitExceeded, TimeLimitExceeded
 from vmwrapper.hypervisor.interface import MIB
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,16 @@ def cpu_cap_percent(client: InitData) -> int:
     """
     limit = client.global_preferences.cpu_usage_limit
     return max(1, min(round(limit), 100)) if limit and "vbox" in (client.plan_class or "") else 100
+
+
+@asynccontextmanager
+async def time_limit(title: str, limit_s: float | None, *, ran_s: float, clock: RunningClock) -> AsyncIterator[None]:
+    """Raise TimeLimitExceeded in the block once a task has run for so long, `ran_s` of it before; None for no limit."""
+    try:
+        async with clock.timeout(limit_s - ran_s if limit_s else math.inf):
+            yield
+    except TimeoutError as error:
+        raise TimeLimitExceeded(f"{title} ran for longer than its {limit_s:g} s") from error
 
 
 FULL_DISK = 0.95

@@ -2,56 +2,45 @@
 
 import asyncio
 import logging
-import math
 import posixpath
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from vmwrapper.boinc.slot_files import is_soft_link
-from vmwrapper.checkpoint import Checkpoint, Record, write_record
+from vmwrapper.checkpoint import Checkpoint
 from vmwrapper.checkpointer import Checkpointer
 from vmwrapper.clock import next_second
-from vmwrapper.concurrency import beside, to_thread_and_back
+from vmwrapper.concurrency import beside
+from vmwrapper.delivery import deliver
 from vmwrapper.errors import (
     GuestError,
-    GuestPanicked,
-    GuestPoweredOff,
     GuestSilent,
     JobError,
-    MachineExited,
     ProgramFailed,
-    RevertedMachineExited,
     SnapshotUnusable,
-    TimeLimitExceeded,
     VmwrapperError,
 )
 from vmwrapper.guest import reports
 from vmwrapper.guest.launcher import PACKAGES, Launcher, Program, ProgramEnd
 from vmwrapper.guest.reseed import SEED_BYTES
 from vmwrapper.hostile import one_line, some_of
-from vmwrapper.hypervisor.interface import MIB, FileKind, Machine
+from vmwrapper.hypervisor.interface import MIB, Machine
 from vmwrapper.job.model import CpuTimeBasis, PackageKind, package_kind
 from vmwrapper.job.resolve import ResolvedTask
-from vmwrapper.outputs import arriving, bring_to_disk, put_in_place
+from vmwrapper.limits import time_limit
+from vmwrapper.machine_run import Kept, MachineRun
 from vmwrapper.progress import Progress
 from vmwrapper.run_state import RunState
 
 log = logging.getLogger(__name__)
 
-CONSOLE_LINES = 20
-_SUSPICIOUS_S = 60.0
 _FIRST_LOOK_S = 0.05
 _LOOKS_GROW_BY = 1.5
 _LOOKS_PER_SIGN_OF_LIFE = 30
 _LOOKS_PER_REPORT = 3
-
-Kept = Callable[[], AbstractAsyncContextManager[None]]
-"""See `Keeper.kept`."""
 
 
 class TaskRun:
@@ -84,69 +73,20 @@ class TaskRun:
         It goes on from the newest checkpoint that is good for it. `kept` makes what is around all that happens while
         the machine is on; what is kept is not sanitized.
         """
-        await self._run_state.may_run()
-        if await self._go_on_from_any(kept):
-            return
-        self._progress.activity = "booting"
-        await self._machine.power_on()
-        log.info("Machine is on")
-        await self._while_on(None, kept)
+        machine_run = MachineRun(
+            self._machine,
+            reverts=self._checkpointer is not None,
+            run_state=self._run_state,
+            progress=self._progress,
+        )
+        await machine_run.run(partial(self._while_on, sanitizes=kept is None), kept=kept)
 
-    async def _go_on_from_any(self, kept: Kept | None) -> bool:
-        """Whether there is a checkpoint from which the task could be brought to its end."""
-        if not self._progress.checkpoints:
-            return False
-        for checkpoint in self._progress.promising_checkpoints if self._checkpointer else ():
-            try:
-                await self._go_on(checkpoint, kept)
-            except SnapshotUnusable as error:
-                log.warning("Checkpoint %d can't be used: %s", checkpoint.snapshot.number, one_line(str(error)))
-            else:
-                return True
-        log.warning("The task begins anew: there is no other checkpoint")
-        self._progress.begin_anew()
-        return False
-
-    async def _go_on(self, checkpoint: Checkpoint, kept: Kept | None) -> None:
-        self._progress.activity = "going back to the checkpoint"
-        await self._machine.revert(checkpoint.snapshot)
-        self._progress.go_on(checkpoint.reached)
-        log.info("Machine is on, as it was at checkpoint %d", checkpoint.snapshot.number)
-        await self._while_on(checkpoint, kept)
-
-    async def _while_on(self, checkpoint: Checkpoint | None, kept: Kept | None) -> None:
+    async def _while_on(self, checkpoint: Checkpoint | None, *, sanitizes: bool) -> None:
         launcher = Launcher(self._machine.guest, datadir=self._task.datadir, user=self._task.user)
-        try:
-            async with (
-                kept() if kept else nullcontext(),
-                beside(self._run_state.drive(self._machine, running=checkpoint is None)),
-            ):
-                try:
-                    async with beside(self._machine.watch()):
-                        await self._in_guest(launcher, checkpoint)
-                except (GuestError, MachineExited) as error:
-                    self._log_console()
-                    if checkpoint and self._is_newest(checkpoint):
-                        raise self._suspicion(checkpoint, error) from error
-                    raise
-                if kept is None:
-                    await self._sanitize(launcher)
-        finally:
-            await self._machine.power_off()
-
-    def _is_newest(self, checkpoint: Checkpoint) -> bool:
-        """Whether it was not yet good for another one."""
-        newest = self._progress.checkpoints[:1]
-        return [one.snapshot.number for one in newest] == [checkpoint.snapshot.number]
-
-    def _suspicion(self, checkpoint: Checkpoint, error: VmwrapperError) -> VmwrapperError:
-        """The error, where a machine may have ended for what it was reverted to."""
-        ran_s = self._progress.program_ran_s - checkpoint.reached.program_ran_s
-        if isinstance(error, GuestPanicked | GuestPoweredOff) and ran_s < _SUSPICIOUS_S:
-            return SnapshotUnusable(f"soon after {error}")
-        if type(error) is MachineExited:
-            return RevertedMachineExited(str(error))
-        return error
+        async with beside(self._machine.watch()):
+            await self._in_guest(launcher, checkpoint)
+        if sanitizes:
+            await self._sanitize(launcher)
 
     async def _in_guest(self, launcher: Launcher, checkpoint: Checkpoint | None) -> None:
         if checkpoint:
@@ -237,13 +177,9 @@ class TaskRun:
         )
 
     async def _follow(self, launcher: Launcher) -> ProgramEnd:
-        limit_s = self._task.time_limit_s
-        left_s = limit_s - self._progress.program_ran_s if limit_s else math.inf
-        try:
-            async with self._run_state.clock.timeout(left_s):
-                return await self._end_of_program(launcher)
-        except TimeoutError as error:
-            raise TimeLimitExceeded(f"{self._task.innerjob} ran for longer than its {limit_s:g} s") from error
+        ran_s, clock = self._progress.program_ran_s, self._run_state.clock
+        async with time_limit(self._task.title, self._task.time_limit_s, ran_s=ran_s, clock=clock):
+            return await self._end_of_program(launcher)
 
     async def _end_of_program(self, launcher: Launcher) -> ProgramEnd:
         look_s = _FIRST_LOOK_S
@@ -298,31 +234,8 @@ class TaskRun:
         for name in some_of(outputs):
             self._enter("copying out", "Copying out output %s", name)
         limit_bytes = (self._task.scratch_mib + self._task.memory_mib) * MIB
-        with ExitStack() as names:
-            arrived = {name: arriving(path, names) for name, path in outputs.items()}
-            kinds = await self._machine.guest.get(self._task.datadir, arrived, limit_bytes=limit_bytes)
-            regular = [name for name, kind in kinds.items() if kind is FileKind.REGULAR]
-            if links := [name for name in regular if name in self._resolved.unlinked and is_soft_link(arrived[name])]:
-                listed = ", ".join(some_of(links))
-                raise ProgramFailed(f"{self._task.innerjob} left a BOINC <soft_link> as {listed}, in the client's slot")
-            for name in regular:
-                await asyncio.to_thread(bring_to_disk, arrived[name])
-            whole = {arrived[name]: outputs[name] for name in regular}
-            if missing := [_described(name, kind) for name, kind in kinds.items() if kind is not FileKind.REGULAR]:
-                await to_thread_and_back(put_in_place, whole)
-                listed = ", ".join(some_of(missing))
-                raise ProgramFailed(f"{self._task.innerjob} left no file {listed} in {self._task.datadir}")
-            self._progress.end_task()
-            record = self._progress.record()
-            await to_thread_and_back(self._finish, record, whole, names)
-            self._progress.checkpointed(record)
-
-    def _finish(self, record: Record, outputs: Mapping[Path, Path], names: ExitStack) -> None:
-        """Put all outputs in place as one: as soon as the record has them, the next episode would go on with that."""
-        write_record(self._slot, replace(record, tasks_in_place=record.tasks_in_place - 1))
-        names.pop_all()
-        put_in_place(outputs)
-        write_record(self._slot, record)
+        fetch = partial(self._machine.guest.get, self._task.datadir, limit_bytes=limit_bytes)
+        await deliver(self._resolved, self._progress, fetch=fetch, place=self._task.datadir, slot=self._slot)
 
     async def _sanitize(self, launcher: Launcher) -> None:
         """Remove what was copied in and installed. The machine is destroyed anyway: nothing relies on it."""
@@ -336,11 +249,3 @@ class TaskRun:
                     await launcher.uninstall(kind, packages)
         except VmwrapperError as error:
             log.warning("The virtual machine could not be sanitized, and is destroyed as it is: %s", error)
-
-    def _log_console(self) -> None:
-        last_lines = self._machine.console_tail.splitlines()[-CONSOLE_LINES:]
-        log.error("The end of the guest's console:\n%s", "\n".join(last_lines) or "(nothing)")
-
-
-def _described(name: str, kind: FileKind) -> str:
-    return name if kind is FileKind.MISSING else f"{name} (it is {kind.value})"

@@ -16,18 +16,21 @@ from vmwrapper.checkpoint import Record, count_try, fingerprint, last_record, re
 from vmwrapper.checkpointer import Checkpointer
 from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
-from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, TemporaryFailure, VmwrapperError
+from vmwrapper.errors import AbortRequested, HostDiskFailed, JobError, QuitRequested, TemporaryFailure, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
 from vmwrapper.hypervisor.interface import Hypervisor, Login, Machine, MachineIdentity, MachineSpec
-from vmwrapper.hypervisor.registry import Registry, Wanted, why_unfit
+from vmwrapper.hypervisor.registry import Registry, Wanted, needs_of, why_unfit
 from vmwrapper.job.model import Job, Task
 from vmwrapper.job.reader import read_job
 from vmwrapper.job.resolve import ResolvedTask, resolve_job
 from vmwrapper.keeper import Keeper
 from vmwrapper.limits import FULL_DISK, check_disk, check_memory, cpu_cap_percent, disk_use_bytes, niceness
+from vmwrapper.machine_run import Kept
 from vmwrapper.progress import TRICKLE_VARIETY, Progress, credit_message, expected_s, status_of_end
 from vmwrapper.run_state import Reason, RunState
+from vmwrapper.self_run import SelfRun, shared_folder
+from vmwrapper.shared_folder import SharedFolder
 from vmwrapper.task_run import TaskRun
 
 log = logging.getLogger(__name__)
@@ -122,7 +125,7 @@ class Episode:
         async with beside(self._report(progress), self._trickle(job, progress), self._watch_disk()):
             for number, (task, backend) in enumerate(zip(tasks, backends, strict=True), start=1):
                 if number > record.tasks_done:
-                    log.info("Processing task %d of %d: %s", number, len(tasks), task.task.innerjob)
+                    log.info("Processing task %d of %d: %s", number, len(tasks), task.task.title)
                     await self._run_task(task, backend, progress, is_last=number == len(tasks))
         self._api.report(progress.status())
 
@@ -141,10 +144,13 @@ class Episode:
 
     async def _choose(self, task: Task, earlier: str | None) -> Hypervisor:
         """`earlier` is the hypervisor that has checkpoints of it."""
+        if self._options.keep and task.self_running:
+            raise JobError("--keep is for a look into a guest by commands, and one that works by itself takes none")
         check_memory(task.memory_mib, self._api.init_data.rsc_memory_bound_bytes)
         wanted = Wanted(
             name=self._options.backend or task.backend,
             earlier=earlier,
+            needs=needs_of(task),
             unfit=partial(why_unfit, task, self._api.resolve),
         )
         return await self._registry.choose(wanted, self._run_state.clock)
@@ -161,16 +167,20 @@ class Episode:
             log.warning("The task begins anew: its checkpoints are not %s's", hypervisor.name)
             progress.begin_anew()
         async with self._folder_of_machine(progress) as directory:
+            shared = shared_folder(resolved, directory) if task.self_running else None
+            if shared:
+                await to_thread_and_back(shared.make)
             spec = MachineSpec(
                 identity=MachineIdentity(self._api.project, self._api.result_name, str(self._api.slot)),
                 image=resolved.image,
                 directory=directory,
                 memory_mib=task.memory_mib,
                 cpus=task.cpus,
-                scratch_mib=task.scratch_mib,
+                scratch_mib=0 if shared else task.scratch_mib,
                 niceness=niceness(self._api.init_data) if self._api.restarts else None,
                 cpu_cap_percent=cap_percent,
                 snapshots=[checkpoint.snapshot for checkpoint in progress.checkpoints],
+                shared=shared.path if shared else None,
                 login=Login(task.user, task.password) if task.password else None,
             )
             async with hypervisor.machine(spec, self._run_state.clock) as machine:
@@ -178,18 +188,44 @@ class Episode:
                 progress.cpu_time.begin_task(machine.cpu_time_s, basis=task.cpu_time_basis, cpus=task.cpus)
                 progress.machine_bytes = machine.working_set_bytes
                 self._checkpointer = self._checkpointer_of(resolved, hypervisor, machine, progress)
-                run = TaskRun(
-                    resolved,
-                    machine,
-                    self._checkpointer,
-                    slot=self._api.slot,
-                    run_state=self._run_state,
-                    progress=progress,
-                    boot_limit_s=self._options.boot_limit_s,
-                )
                 kept = partial(self._keeper.kept, task, machine, directory, progress, is_last=is_last)
-                await run.run(kept=kept if self._options.keep else None)
+                await self._run_in(resolved, machine, shared, progress, kept if self._options.keep else None)
             progress.cpu_time.end_task()
+
+    async def _run_in(
+        self,
+        resolved: ResolvedTask,
+        machine: Machine,
+        shared: SharedFolder | None,
+        progress: Progress,
+        kept: Kept | None,
+    ) -> None:
+        wants = resolved.task.self_running
+        if wants and shared:
+            self_run = SelfRun(
+                resolved,
+                wants,
+                machine,
+                self._checkpointer,
+                shared=shared,
+                slot=self._api.slot,
+                run_state=self._run_state,
+                progress=progress,
+                boot_limit_s=self._options.boot_limit_s,
+                notify=self._api.notify,
+            )
+            await self_run.run()
+            return
+        run = TaskRun(
+            resolved,
+            machine,
+            self._checkpointer,
+            slot=self._api.slot,
+            run_state=self._run_state,
+            progress=progress,
+            boot_limit_s=self._options.boot_limit_s,
+        )
+        await run.run(kept=kept)
 
     @asynccontextmanager
     async def _folder_of_machine(self, progress: Progress) -> AsyncIterator[Path]:
@@ -289,7 +325,7 @@ def run_episode(job_file: Path, api: AppApi, registry: Registry, options: Option
     except VmwrapperError as error:
         status = api.end(error)
         if status and api.restarts:
-            log.info("Exit status %d: %s", status, ExitStatus.of(status).meaning)
+            log.info("Exit status %d: %s", status, ExitStatus.meaning_of(status))
         return status
     return api.end(None)
 

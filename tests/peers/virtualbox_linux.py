@@ -1,7 +1,8 @@
 """A small Linux with VirtualBox's Guest Additions, as a CD that boots: all of it is in memory.
 
 It consists of a kernel of our own, and of busybox, VBoxService, sudo and xxhsum from Debian. It has two users, root and
-ada, who may become root by sudo. The same password is good for both.
+ada, who may become root by sudo. The same password is good for both. Where its machine has the shared folder `shared`,
+that is /shared, and its `start.sh` is run.
 """
 
 import fcntl
@@ -50,6 +51,10 @@ mount -t tmpfs -o size=90%,mode=1777 tmp /tmp
 mount -t tmpfs run /run
 chmod 666 /dev/vboxuser
 [ ! -e /agent ] || sh /agent &
+mkdir /shared
+if mount -t vboxsf shared /shared 2>/dev/null && [ -f /shared/start.sh ]; then
+    sh /shared/start.sh </dev/null >/dev/console 2>&1 &
+fi
 while :; do
     VBoxService --foreground --only-control >/dev/null 2>&1
     sleep 1

@@ -184,10 +184,10 @@ _POINTS = (
     _before("get", f"{_HYPERVISOR}.outputs:Sink.write", "the outputs are on their way out", most=30),
     _before("create-output", f"{_HYPERVISOR}.outputs:_create", "an output is about to arrive", most=3),
     _before("output-sync", "vmwrapper.outputs:sync", "an output has arrived, and is not synced", most=6),
-    _before("finish", "vmwrapper.task_run:TaskRun._finish", "all outputs are synced, beside their places", most=2),
+    _before("finish", "vmwrapper.delivery:finish", "all outputs are synced, beside their places", most=2),
     _after(
         "finish-recorded",
-        "vmwrapper.task_run:write_record",
+        "vmwrapper.delivery:write_record",
         "the task is recorded, with its outputs in place or not",
         most=4,
     ),
@@ -197,7 +197,7 @@ _POINTS = (
     _after(
         "output-renamed", "vmwrapper.outputs:Path.replace", "one more output is in its place", most=3, files=_ARRIVED
     ),
-    _after("finished", "vmwrapper.task_run:TaskRun._finish", "the task is done", most=2),
+    _after("finished", "vmwrapper.delivery:finish", "the task is done", most=2),
     _before("sanitize", "vmwrapper.guest.launcher:Launcher.remove", "the task is done, its machine on", most=2),
     _before(
         "remove-folder", "vmwrapper.wrapper:_remove", "the machine is off, its folder there", most=3, kinds=_NO_QEMU

@@ -37,6 +37,7 @@ class Client(Standalone):
         self.took_s = 0.0
         self.trickles: list[tuple[str, str]] = []
         self.trickles_fail = False
+        self.notices: list[str] = []
         super().__init__(slot, result_name="result", show=self.statuses.append)
 
     @asynccontextmanager
@@ -58,6 +59,9 @@ class Client(Standalone):
 
     def want(self, request: Request) -> None:
         self._requests.put_nowait(request)
+
+    def notify(self, notice: str) -> None:
+        self.notices.append(notice)
 
     def end(self, error: VmwrapperError | None) -> int:
         self.error = error
@@ -150,13 +154,14 @@ async def episode(
 
 
 def check_left(client: Client, error: BaseException | None) -> None:
-    """After an episode that may go on: the record, and the files of its snapshots; else at most the record."""
+    """After an episode that may go on: the record, its snapshots' files, and what a guest shares; else the record."""
     found = {path for path in client.slot.rglob("*") if path.relative_to(client.slot).parts[0].startswith(OWN)}
     folder, record_file = client.slot / MACHINE_FOLDER, client.slot / RECORD_FILE
     if not isinstance(error, QuitRequested | TemporaryFailure):
         assert found <= ({record_file} if client.restarts or isinstance(error, AbortRequested) else set())
     elif (record := read_record(client.slot)) and record.checkpoints:
         names = [f"snapshot-{checkpoint.snapshot.number}" for checkpoint in record.checkpoints]
+        found = {path for path in found if not path.is_relative_to(folder / "shared")}
         assert found == {record_file, folder, *(folder / name for name in names)}
     else:
         assert found <= {record_file}

@@ -30,6 +30,7 @@ from vmwrapper.errors import (
     NoUsableHypervisor,
     ProgramFailed,
     QuitRequested,
+    SelfRunFailed,
     SlotBusy,
     VmwrapperError,
 )
@@ -661,6 +662,25 @@ class TestEnd:
         for number in SIGNALS:
             os.kill(os.getpid(), number)  # too late
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+    @pytest.mark.parametrize(
+        ("error", "exit_status", "file"),
+        [
+            (None, 0, "boinc_finish_called"),
+            (SelfRunFailed("failed", status=7), 7, "boinc_finish_called"),
+            (AbortRequested("aborted"), 194, None),
+            (MachineExited("killed"), 0, "boinc_temporary_exit"),
+        ],
+    )
+    def test_a_notice_is_for_the_volunteer(
+        self, tmp_path: Path, error: VmwrapperError | None, exit_status: int, file: str | None
+    ) -> None:
+        client = Client(tmp_path)
+        client.notify("look")
+        assert client.end(error) == exit_status
+        assert [path.name for path in tmp_path.iterdir()] == ([file] if file else [])
+        if file == "boinc_finish_called":
+            assert (tmp_path / file).read_text() == f"{exit_status}\nlook\nnotice\n"
 
     @pytest.mark.parametrize("error", [None, MachineExited("killed")])
     def test_what_cant_be_said_has_us_started_again(

@@ -1,4 +1,4 @@
-"""docs/job-file.md leaves nothing out that a job file can say, or a run can end with."""
+"""docs/job-file.md, with docs/self-running.md, leaves nothing out that a job file can say, or a run can end with."""
 
 import re
 from collections.abc import Iterator
@@ -8,10 +8,13 @@ import pytest
 
 from vmwrapper.errors import VmwrapperError
 from vmwrapper.exit_status import ExitStatus
+from vmwrapper.job.model import SelfRunning
+from vmwrapper.job.reader import read_job
 from vmwrapper.job.vmapps import _NOT_YET, _TAGS
 
 ROOT = Path(__file__).parents[2]
-DOC = (ROOT / "docs/job-file.md").read_text()
+SELF_RUNNING = (ROOT / "docs/self-running.md").read_text()
+DOC = (ROOT / "docs/job-file.md").read_text() + SELF_RUNNING
 EXAMPLES = "".join(re.findall(r"```xml\n(.*?)```", DOC, re.DOTALL))
 
 
@@ -20,6 +23,20 @@ def test_every_tag_is_in_the_table_in_an_example_and_explained(tag: str) -> None
     assert re.search(rf"^\|.*`{tag}`.*\|$", DOC, re.MULTILINE)
     assert f"<{tag}>" in EXAMPLES
     assert f"**`{tag}`**" in DOC
+
+
+def test_the_example_of_a_guest_that_works_by_itself_is_a_good_job_file(tmp_path: Path) -> None:
+    [example] = re.findall(r"```xml\n(.*?)```", SELF_RUNNING, re.DOTALL)
+    (tmp_path / "job.xml").write_text(example)
+    [task] = read_job(tmp_path / "job.xml").tasks
+    assert task.self_running == SelfRunning(
+        completion_file="done",
+        duration_s=64800,
+        temporary_exit_file="later",
+        heartbeat_file="beat",
+        heartbeat_interval_s=1200,
+    )
+    assert (task.innerjob, task.fraction_done_filename, task.title) == ("", "fraction", "the guest theory-2.1")
 
 
 @pytest.mark.parametrize("tag", _NOT_YET)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from vmwrapper.errors import JobError, JobFileMissing
-from vmwrapper.job.model import Job, Task
+from vmwrapper.job.model import Job, SelfRunning, Task
 from vmwrapper.job.problems import MAX_PROBLEMS, BadJobFile
 from vmwrapper.job.reader import MAX_JOB_FILE_BYTES, read_job
 
@@ -144,6 +144,59 @@ def test_refused_value(tag: str, value: str, problem: str) -> None:
 def test_refused_tag(tags: str, problem: str) -> None:
     (found,) = problems(job_of(f"{MINIMAL}{tags}"))
     assert found.startswith(f"line 3: {problem}")
+
+
+BY_ITSELF = "<vm>appliance</vm><completion_trigger_file>done</completion_trigger_file>"
+
+
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        (f"{BY_ITSELF}<command_line>-v</command_line>", "<command_line> makes no sense for a guest that works"),
+        (f"{BY_ITSELF}<setenv>A=b</setenv>", "<setenv> makes no sense for a guest that works by itself"),
+        (f"{BY_ITSELF}<stdin_filename>a</stdin_filename>", "<stdin_filename> makes no sense"),
+        (f"{BY_ITSELF}<stdout_filename>a</stdout_filename>", "<stdout_filename> makes no sense"),
+        (f"{BY_ITSELF}<stderr_filename>a</stderr_filename>", "<stderr_filename> makes no sense"),
+        (f"{BY_ITSELF}<package>a.tar</package>", "<package> makes no sense"),
+        (f"{BY_ITSELF}<user>ada</user>", "<user> makes no sense"),
+        (f"{BY_ITSELF}<password>secret</password>", "<password> makes no sense"),
+        (f"{BY_ITSELF}<datadir>/tmp</datadir>", "<datadir> makes no sense"),
+        (f"{BY_ITSELF}<partial_credit>0</partial_credit>", "<partial_credit> makes no sense"),
+        (f"{BY_ITSELF}<credit_report>a</credit_report>", "<credit_report> makes no sense"),
+        (f"{BY_ITSELF}<cpu_time_basis>guest</cpu_time_basis>", "<cpu_time_basis>guest</cpu_time_basis> makes no sense"),
+        (f"{BY_ITSELF}<disk_mb>0</disk_mb>", "<disk_mb>0</disk_mb> leaves no room in the folder"),
+        (f"{BY_ITSELF}<data>done</data>", "<data>done</data> is the same file as <completion_trigger_file> on line 3"),
+        (
+            f"{BY_ITSELF}<heartbeat_filename>done</heartbeat_filename>",
+            "<heartbeat_filename>done</heartbeat_filename> is the same file as <completion_trigger_file> on line 3",
+        ),
+        (
+            f"{BY_ITSELF}<fraction_done_filename>/tmp/far</fraction_done_filename>",
+            "<fraction_done_filename>/tmp/far</fraction_done_filename> must be a file in the shared folder, without /",
+        ),
+        (f"{BY_ITSELF}<heartbeat_filename>../b</heartbeat_filename>", "<heartbeat_filename> must be a relative file"),
+        ("<vm>a</vm><job_duration>0</job_duration>", "<job_duration> must be a number above 0"),
+        (
+            f"{BY_ITSELF}<innerjob>inner.sh</innerjob>",
+            "<completion_trigger_file> is for a guest that works by itself: <innerjob> on line 3 makes it run that",
+        ),
+    ],
+)  # fmt: skip
+def test_refused_tag_of_a_guest_that_works_by_itself(tags: str, problem: str) -> None:
+    (found,) = problems(job_of(tags))
+    assert found.startswith(f"line 3: {problem}")
+    assert "secret" not in found
+
+
+def test_a_guest_that_works_by_itself_needs_an_end() -> None:
+    (found,) = problems(job_of("<vm>a</vm><heartbeat_filename>beat</heartbeat_filename>"))
+    assert found.startswith("line 2: <task> has no <innerjob>, which names the program; nor has it <completion_trigger")
+
+
+def test_guests_that_work_by_themselves_and_others_can_be_in_one_job() -> None:
+    one, other = read(job_of(BY_ITSELF, MINIMAL)).tasks
+    assert one == Task(line=2, vm="appliance", self_running=SelfRunning(completion_file="done"))
+    assert other.self_running is None
 
 
 @pytest.mark.parametrize(

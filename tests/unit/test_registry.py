@@ -11,8 +11,8 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Abilities, Hypervisor, ProbeResult
 from vmwrapper.hypervisor.memory import MemoryHypervisor
-from vmwrapper.hypervisor.registry import Registry, Wanted, why_unfit
-from vmwrapper.job.model import Task
+from vmwrapper.hypervisor.registry import Needs, Registry, Wanted, needs_of, why_unfit
+from vmwrapper.job.model import SelfRunning, Task
 
 
 class Probed(MemoryHypervisor):
@@ -26,6 +26,7 @@ class Probed(MemoryHypervisor):
         accelerated: bool = True,
         needs_login: bool = False,
         guest_commands: bool = True,
+        shared_folder: bool = True,
         suffix: str = ".memory",
     ) -> None:
         super().__init__()
@@ -33,7 +34,11 @@ class Probed(MemoryHypervisor):
         self.image_suffixes = (suffix,)
         self._usable = usable
         self._accelerated = accelerated
-        self._changed = {"needs_login": needs_login, "guest_commands": guest_commands}
+        self._changed = {
+            "needs_login": needs_login,
+            "guest_commands": guest_commands,
+            "shared_folder": shared_folder,
+        }
         self.probes = 0
 
     @property
@@ -120,3 +125,19 @@ def test_who_needs_a_login_or_another_image_is_unfit(tmp_path: Path) -> None:
     named = partial(why_unfit, Task(line=1, vm="disk.vdi", innerjob="program", password="x"), tmp_path.joinpath)
     assert named(Probed("first", suffix=".vdi", needs_login=True)) is None
     assert named(Probed("first", suffix=".vmguest")) == "it runs no image like disk.vdi"
+
+
+def test_a_guest_that_works_by_itself_needs_a_shared_folder_and_no_login(tmp_path: Path) -> None:
+    (tmp_path / "guest.memory").touch()
+    task = Task(line=1, vm="guest", self_running=SelfRunning(completion_file="done"))
+    sharing, mute = Probed("sharing", guest_commands=False, needs_login=True), Probed("mute", shared_folder=False)
+    assert needs_of(task) == Needs(shared_folder=True)
+    assert why_unfit(task, tmp_path.joinpath, sharing) is None
+    registry = Registry((mute, sharing))
+    assert registry.candidates(None, Needs(shared_folder=True)) == [sharing]
+    with pytest.raises(JobError, match=r"backend 'mute' can share no folder .*: sharing can"):
+        registry.candidates("mute", Needs(shared_folder=True))
+    with pytest.raises(JobError, match="no backend 'xen' in this version"):
+        registry.candidates("xen", Needs(shared_folder=True))
+    with pytest.raises(JobError, match="no backend can share a folder with a guest that works by itself"):
+        Registry((mute,)).candidates(None, Needs(shared_folder=True))

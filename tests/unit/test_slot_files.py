@@ -48,6 +48,19 @@ def test_finish(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "notice", "content"),
+    [
+        (0, " ", "0\n"),
+        (0, "All stars\nare found\n", "0\nAll stars\\nare found\nnotice\n"),
+        (7, "é" * 1000, f"7\n{'é' * 127}\nnotice\n"),
+    ],
+)
+def test_finish_with_a_notice(tmp_path: Path, status: int, notice: str, content: str) -> None:
+    write_finish(tmp_path, status=status, notice=notice)
+    assert (tmp_path / "boinc_finish_called").read_text() == content
+
+
+@pytest.mark.parametrize(
     ("error", "content"),
     [
         (MachineExited("it was\nkilled"), "15\nit was\\nkilled\n"),

@@ -122,6 +122,12 @@ class AppApi(Protocol):
         not care. Source: BOINC's api/boinc_api.cpp, boinc_send_trickle_up; client/cs_trickle.cpp.
         """
 
+    def notify(self, notice: str) -> None:
+        """Have the volunteer shown a line once `end` tells that the job is over; only the last one counts.
+
+        Source: BOINC's api/boinc_api.cpp, boinc_finish_message.
+        """
+
     def end(self, error: VmwrapperError | None) -> int:
         """Tell the client how the episode ended, None for success, and return the exit status for our process.
 

@@ -24,6 +24,7 @@ from vmwrapper.errors import (
     ClientUnreachable,
     HostDiskFailed,
     QuitRequested,
+    SelfRunFailed,
     SlotBusy,
     TemporaryFailure,
     VmwrapperError,
@@ -83,6 +84,7 @@ class Client:
         self._held = ExitStack()
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._status: Status | None = None  # not sent yet
+        self._notice = ""
         self._addresses: dict[Address, bytes] = {}  # not sent yet
         self._heartbeat = Heartbeat()
         self._repeat = repeat
@@ -264,6 +266,9 @@ class Client:
         """Let it offer a look at a screen, by `host:port`. Raises ValueError where it is no line of 255 bytes."""
         self._addresses[Address.REMOTE_DESKTOP] = messages.address_message(Address.REMOTE_DESKTOP, address)
 
+    def notify(self, notice: str) -> None:
+        self._notice = notice
+
     def end(self, error: VmwrapperError | None) -> int:
         self._signals.ignore()
         with self._held:
@@ -274,7 +279,7 @@ class Client:
     def _end(self, error: VmwrapperError | None) -> int:
         match error:
             case None:
-                if self._is_written(partial(slot_files.write_finish, self.slot)):
+                if self._is_written(partial(slot_files.write_finish, self.slot, notice=self._notice)):
                     log.info("Finish called")
                 return 0
             case QuitRequested():
@@ -285,6 +290,9 @@ class Client:
                 self._is_written(partial(slot_files.write_temporary_exit, self.slot, error))
                 return 0
         log.error("%s", error)
+        if self._notice and isinstance(error, SelfRunFailed):  # the status counts, and not the file
+            status = error.exit_status
+            self._is_written(partial(slot_files.write_finish, self.slot, status=status, notice=self._notice))
         return error.exit_status
 
     def _is_written(self, write: Callable[[], None]) -> bool:

@@ -47,9 +47,13 @@ def is_soft_link(path: Path) -> bool:
     return resolve(path.parent, path.name) != path
 
 
-def write_finish(slot: Path) -> None:
-    """Say that the job is done, which an exit status of 0 alone does not say. Raises HostDiskFailed."""
-    write_durably(slot / FINISH_FILE, b"0\n")
+def write_finish(slot: Path, *, status: int = 0, notice: str = "") -> None:
+    """Say that the job is done, which an exit status of 0 alone does not say. Raises HostDiskFailed.
+
+    The volunteer is shown the notice. Source: BOINC's api/boinc_api.cpp, boinc_finish_message.
+    """
+    shown = f"{_line_of_client(notice)}\nnotice\n" if notice.strip() else ""
+    write_durably(slot / FINISH_FILE, f"{status}\n{shown}".encode())
 
 
 def remove_finish(slot: Path) -> None:
@@ -61,8 +65,12 @@ def remove_finish(slot: Path) -> None:
         raise HostDiskFailed(f"can't remove {path}: {error.strerror}") from error
 
 
+def _line_of_client(text: str) -> str:
+    return one_line(text.strip()).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
+
+
 def write_temporary_exit(slot: Path, error: TemporaryFailure) -> None:
     """Ask for another start after the error's delay, with its reason. Raises HostDiskFailed."""
-    reason = (one_line(str(error)).strip() or _NO_REASON).encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
+    reason = _line_of_client(str(error)) or _NO_REASON
     notice = "notice\n" if error.concerns_volunteer else ""
     write_durably(slot / TEMPORARY_EXIT_FILE, f"{error.retry_after_s}\n{reason}\n{notice}".encode())

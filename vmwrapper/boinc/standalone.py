@@ -70,6 +70,9 @@ class Standalone:
     async def send_trickle_up(self, variety: str, text: str) -> None:
         log.debug("A trickle-up that nobody takes: %s: %s", one_line(variety), printable(text))
 
+    def notify(self, notice: str) -> None:
+        log.info("For the volunteer: %s", one_line(notice))
+
     def end(self, error: VmwrapperError | None) -> int:
         if error is None:
             log.info("Finish called")

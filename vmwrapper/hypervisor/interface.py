@@ -45,6 +45,8 @@ class Abilities:
     """There is a picture of the guest's screen."""
     cpu_cap: bool = False
     """A machine can be held to a part of its processors' time."""
+    shared_folder: bool = False
+    """A folder of the host can be seen in the guest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,9 @@ class MachineSpec:
     """Of its processors' time, the most that it gets, 1 to 100; for those with the ability `cpu_cap`."""
     snapshots: Sequence[Snapshot] = ()
     """That an earlier episode took of it."""
+    shared: Path | None = None
+    """A folder of the host, which exists; the guest sees it by the name `shared`, reads and writes, and makes no links
+    there. For those with the ability `shared_folder`. It is left alone also where it lies in `directory`."""
     login: Login | None = None
     """Who gives the guest its commands, for hypervisors that ask: root, or who may be that by `sudo -n`."""
 

@@ -24,11 +24,13 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import ungrouped
 from vmwrapper.errors import (
     GuestError,
+    GuestPoweredOff,
     GuestSilent,
     HostDiskFailed,
     JobError,
     MachineExited,
     OutputTooLarge,
+    ProcessFailed,
     SnapshotFailed,
     SnapshotUnusable,
     TransferFailed,
@@ -106,12 +108,14 @@ class MemoryHypervisor:
     """How long each answer of a guest takes."""
     put_s: float = 0.0
     memory_snapshots: bool = True
+    works_by_itself: Program | None = None
+    """What a guest does from its boot on, and powers off at its end."""
     machines: list["MemoryMachine"] = field(default_factory=list, init=False)
     """All that there ever were."""
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities(guest_commands=True, memory_snapshots=self.memory_snapshots)
+        return Abilities(guest_commands=True, memory_snapshots=self.memory_snapshots, shared_folder=True)
 
     async def probe(self, clock: RunningClock) -> ProbeResult:  # noqa: ARG002  (a real one's)
         await asyncio.sleep(0)  # as a real one, it lets others do something
@@ -123,6 +127,8 @@ class MemoryHypervisor:
     async def machine(self, spec: MachineSpec, clock: RunningClock) -> AsyncIterator[Machine]:
         if not spec.image.is_file() or spec.image.read_bytes() != IMAGE:
             raise JobError(f"{spec.image} is no image for the hypervisor in memory")
+        if spec.shared and not spec.shared.is_dir():
+            raise ProcessFailed(f"there is no folder {spec.shared}")
         with ungrouped():
             async with asyncio.TaskGroup() as processes:
                 machine = MemoryMachine(self, spec, clock, processes)
@@ -145,6 +151,7 @@ class MemoryMachine:
         self.hypervisor = hypervisor
         self.snapshots: Sequence[Snapshot] = sorted(spec.snapshots, key=lambda one: -one.number)
         self._directory = spec.directory
+        self.shared = spec.shared
         self._memory_bytes = spec.memory_mib * MIB
         self._sweep()
         self.clock = clock
@@ -167,6 +174,7 @@ class MemoryMachine:
             self._end = asyncio.get_running_loop().create_future()
             self.guest = MemoryGuest(self)
             self._enter(Power.RUNNING)
+            self._boot()
 
     async def power_off(self) -> None:
         self._enter(Power.OFF)
@@ -214,7 +222,7 @@ class MemoryMachine:
     def _sweep(self) -> None:
         names = {f"snapshot-{one.number}" for one in self.snapshots}
         for path in self._directory.iterdir():
-            if path.name not in names:
+            if path.name not in names and path != self.shared:
                 path.unlink()
 
     async def revert(self, snapshot: Snapshot) -> None:
@@ -224,6 +232,16 @@ class MemoryMachine:
         self.guest = MemoryGuest(self)
         self._enter(Power.PAUSED)
         self.guest.go_on(state)
+        self._boot()
+
+    def _boot(self) -> None:
+        if program := self.hypervisor.works_by_itself:
+            self.start(self._work(program))
+
+    async def _work(self, program: Program) -> None:
+        await self.awake()
+        await program(self.guest)
+        self.end(GuestPoweredOff("the guest powered off before the task was done"))
 
     async def watch(self) -> NoReturn:
         raise await asyncio.shield(self._end)
@@ -298,6 +316,13 @@ class MemoryGuest:
 
     def write(self, path: str, content: bytes) -> None:
         self.files[path] = GuestFile(content)
+
+    @property
+    def shared(self) -> Path:
+        """The folder of the host that it sees; there must be one."""
+        if self.machine.shared is None:
+            raise GuestError("the guest has no shared folder")
+        return self.machine.shared
 
     async def compute(self, seconds: float) -> None:
         """What a program does for so many seconds in which its machine runs."""

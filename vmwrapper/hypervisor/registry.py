@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
-from vmwrapper.hypervisor.interface import Hypervisor, ProbeResult
+from vmwrapper.hypervisor.interface import Abilities, Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 from vmwrapper.job.model import Task
@@ -20,9 +20,28 @@ def all_hypervisors() -> tuple[Hypervisor, ...]:
     return (QemuHypervisor(), VirtualBoxHypervisor())
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a task asks of a hypervisor: by itself, that it commands guests."""
+
+    shared_folder: bool = False
+    """A guest that works by itself is not commanded, and shares a folder."""
+
+    def are_met_by(self, abilities: Abilities) -> bool:
+        return abilities.shared_folder if self.shared_folder else abilities.guest_commands
+
+
+COMMANDS = Needs()
+
+
+def needs_of(task: Task) -> Needs:
+    """What a hypervisor must be able to do for it."""
+    return Needs(shared_folder=task.self_running is not None)
+
+
 def why_unfit(task: Task, resolve: Resolve, hypervisor: Hypervisor) -> str | None:
     """Why the hypervisor can't run the task anywhere, or None."""
-    if hypervisor.abilities.needs_login and task.password is None:
+    if hypervisor.abilities.needs_login and not task.password and not task.self_running:
         return "the job has no <password>"
     image = find_image(task.vm, resolve, hypervisor.image_suffixes)
     if image is None or image.suffix not in hypervisor.image_suffixes:
@@ -32,10 +51,11 @@ def why_unfit(task: Task, resolve: Resolve, hypervisor: Hypervisor) -> str | Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a task asks of its hypervisor."""
+    """What is asked for a task."""
 
     name: str | None = None
     """Somebody's wish, which leaves no choice."""
+    needs: Needs = COMMANDS
     earlier: str | None = None
     """Which one has checkpoints of it, and is best for that."""
     unfit: Callable[[Hypervisor], str | None] = lambda _: None
@@ -53,9 +73,15 @@ class Registry:
         """All of this name, or all for none. Raises JobError where there are none."""
         return _named(self._hypervisors, wanted)
 
-    def candidates(self, wanted: str | None) -> Sequence[Hypervisor]:
-        """The same of those that run jobs."""
-        return _named([one for one in self._hypervisors if one.abilities.guest_commands], wanted)
+    def candidates(self, wanted: str | None, needs: Needs = COMMANDS) -> Sequence[Hypervisor]:
+        """The same of those that meet these needs."""
+        able = [one for one in self._hypervisors if needs.are_met_by(one.abilities)]
+        if needs.shared_folder and not any(wanted in (None, one.name) for one in able):
+            self.named(wanted)
+            which = f"backend {wanted!r} can share no" if wanted else "no backend can share a"
+            listed = f": {', '.join(one.name for one in able)} can" if able else ""
+            raise JobError(f"{which} folder with a guest that works by itself{listed}")
+        return _named(able, wanted)
 
     async def choose(self, wanted: Wanted, clock: RunningClock) -> Hypervisor:
         """The best hypervisor that can be used, and one line in the log that says why it is that one.
@@ -65,13 +91,14 @@ class Registry:
         """
         against: dict[str, str] = {}
         fit = []
-        for hypervisor in self.candidates(wanted.name):
+        candidates = self.candidates(wanted.name, wanted.needs)
+        for hypervisor in candidates:
             if reason := wanted.unfit(hypervisor):
                 against[hypervisor.name] = reason
             else:
                 fit.append(hypervisor)
         usable = []
-        for hypervisor in sorted(fit or self.candidates(wanted.name), key=lambda one: one.name != wanted.earlier):
+        for hypervisor in sorted(fit or candidates, key=lambda one: one.name != wanted.earlier):
             result = await self._probe(hypervisor, clock)
             if not result.usable:
                 against[hypervisor.name] = "; ".join(result.reasons)

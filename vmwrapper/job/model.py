@@ -8,6 +8,7 @@ DEFAULT_IMAGE = "default"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_SCRATCH_MIB = 1024
 DEFAULT_CHECKPOINT_INTERVAL_S = 600.0
+DEFAULT_HEARTBEAT_INTERVAL_S = 600.0
 DEFAULT_CREDIT_REPORT = "/tmp/creditreport"  # noqa: S108  (in the guest)
 
 OWN_FILES = ("boinc_*", "init_data.xml", "job.xml", "vbox_job.xml", "stderr.txt", "trickle_up.xml", ".vmwrapper*")
@@ -58,6 +59,25 @@ class CpuTimeBasis(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelfRunning:
+    """How a guest ends that works by itself, and what it tells, by files in the shared folder. One of the two ends is.
+
+    Source: BOINC's samples/vboxwrapper.
+    """
+
+    completion_file: str | None = None
+    """It is done once that is there."""
+    duration_s: float | None = None
+    """It is done after so much running time."""
+    temporary_exit_file: str | None = None
+    """It wants to go on another time once that is there."""
+    heartbeat_file: str | None = None
+    """It has failed where that does not change any more."""
+    heartbeat_interval_s: float = DEFAULT_HEARTBEAT_INTERVAL_S
+    """How often that must change, in running time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One program, run once in one virtual machine. Names are as written in the job file, not yet resolved."""
 
@@ -65,8 +85,10 @@ class Task:
     """The line of the job file on which the task begins, from 1."""
     vm: str = DEFAULT_IMAGE
     """Base image: a logical name or path, with or without extension; `default` is the guest we build."""
-    innerjob: str
-    """The program: the name of an input file."""
+    innerjob: str = ""
+    """The program: the name of an input file; empty where `self_running` tells that there is none."""
+    self_running: SelfRunning | None = None
+    """For a guest that nobody logs in to."""
     user: str = "root"
     password: str | None = field(default=None, repr=False)
     datadir: str = "/tmp"  # noqa: S108  (in the guest)
@@ -83,7 +105,7 @@ class Task:
     memory_mib: int = DEFAULT_MEMORY_MIB
     cpus: int = 1
     scratch_mib: int = DEFAULT_SCRATCH_MIB
-    """Size of the disk mounted at datadir; 0 for none."""
+    """Size of the disk mounted at datadir; 0 for none. Of a self-running guest: what its shared folder may hold."""
     packages: tuple[str, ...] = ()
     """Files to install in the guest before the program runs; each has a `package_kind`."""
     weight: float = 1.0
@@ -100,6 +122,11 @@ class Task:
     credit_report: str = DEFAULT_CREDIT_REPORT
     """A file in the guest, absolute or relative to datadir, which is looked at where `partial_credit` says so."""
     cpu_time_basis: CpuTimeBasis = CpuTimeBasis.HOST
+
+    @property
+    def title(self) -> str:
+        """What works in the guest, for a person."""
+        return self.innerjob or f"the guest {self.vm}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

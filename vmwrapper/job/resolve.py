@@ -147,7 +147,8 @@ def _check_kept(tasks: Sequence[ResolvedTask], job_file: Path, slot: Path, probl
     kept = {job_file: "the job file"}
     for resolved in tasks:
         kept[real(resolved.image)] = "a base image"
-        kept[real(resolved.inputs[resolved.task.innerjob])] = "a program"
+        if program := resolved.inputs.get(resolved.task.innerjob):
+            kept[real(program)] = "a program"
     for resolved in tasks:
         for name, file in resolved.outputs.items():
             if file in kept and not _is_own(file, slot):  # which was found before

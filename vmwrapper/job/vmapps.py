@@ -1,4 +1,4 @@
-"""The native dialect of job files: `<job_desc>` with tasks of one `<vm>` and one `<innerjob>` each.
+"""The native dialect of job files: `<job_desc>` with tasks of one `<vm>`, and one `<innerjob>` or none.
 
 Source: the job file of David Weir's VmApps, January 2009; tags beyond his are optional.
 """
@@ -14,8 +14,10 @@ from typing import Any
 
 from lxml.etree import _Element as Element
 
+from vmwrapper.job.leaf import Leaf
 from vmwrapper.job.model import OWN_FILES, PACKAGE_SUFFIXES, CpuTimeBasis, Job, Task, is_own_file, package_kind
 from vmwrapper.job.problems import Problems, excerpt, line_of
+from vmwrapper.job.self_running import FIELDS, check_self_running, self_running_of
 
 _BLANKS = " \t\r\n"  # XML's own
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -154,10 +156,14 @@ _TAGS = {
     "time_limit": _Tag("time_limit_s", _positive_number(1e9)),
     "checkpoint_interval": _Tag("checkpoint_interval_s", _positive_number(1e9)),
     "fraction_done_filename": _Tag("fraction_done_filename", _guest_file),
+    "completion_trigger_file": _Tag("completion_file", _name),
+    "job_duration": _Tag("duration_s", _positive_number(1e9)),
+    "temporary_exit_trigger_file": _Tag("temporary_exit_file", _name),
+    "heartbeat_filename": _Tag("heartbeat_file", _name),
+    "minimum_heartbeat_interval": _Tag("heartbeat_interval_s", _positive_number(1e9)),
     "credit_report": _Tag("credit_report", _guest_file),
     "cpu_time_basis": _Tag("cpu_time_basis", _cpu_time_basis),
 }
-_REQUIRED = {"vm": "the base image, such as default", "innerjob": "the program"}
 _NOT_YET = {  # tag: values that ask for nothing, and why others are refused
     "network": (
         ("0",),
@@ -169,16 +175,6 @@ _REPEATING_TAGS = {name for name, tag in _TAGS.items() if tag.repeats}
 _WRITTEN_TAGS = {"output", "stdout_filename", "stderr_filename"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    tag: str
-    line: int
-    value: Any
-
-    def __str__(self) -> str:
-        return f"<{self.tag}>{excerpt(str(self.value))}</{self.tag}>"
-
-
 def parse_vmapps(root: Element, problems: Problems) -> Job:
     """Make a Job of `<job_desc>`, or raise BadJobFile with all that is wrong with it."""
     _check_holds_tags_only(root, problems)
@@ -187,6 +183,8 @@ def parse_vmapps(root: Element, problems: Problems) -> Job:
     for element in root:
         if element.tag == "task":
             leaves = _read_task(element, problems)
+            tags = [leaf.tag for leaf in element]
+            check_self_running(line_of(element), leaves, tags, problems)
             _check_names(leaves, output_lines, problems)
             tasks.append((line_of(element), leaves))
         else:
@@ -197,7 +195,7 @@ def parse_vmapps(root: Element, problems: Problems) -> Job:
     return Job(tasks=tuple(_make_task(line, leaves) for line, leaves in tasks))
 
 
-def _read_task(task: Element, problems: Problems) -> list[_Leaf]:
+def _read_task(task: Element, problems: Problems) -> list[Leaf]:
     """Read the leaves of a task, in their order, without those that have a problem."""
     _check_holds_tags_only(task, problems)
     _check_occurrences(task, problems)
@@ -212,12 +210,11 @@ def _check_occurrences(task: Element, problems: Problems) -> None:
             problems.add(line_of(element), f"<{tag}> is here again: a task has one, and line {first_lines[tag]} has it")
         elif tag in _KNOWN_TAGS:
             first_lines[tag] = line_of(element)
-    for tag, meaning in _REQUIRED.items():
-        if tag not in first_lines:
-            problems.add(line_of(task), f"<task> has no <{tag}>, which names {meaning}")
+    if "vm" not in first_lines:
+        problems.add(line_of(task), "<task> has no <vm>, which names the base image, such as default")
 
 
-def _read_leaf(element: Element, problems: Problems) -> _Leaf | None:
+def _read_leaf(element: Element, problems: Problems) -> Leaf | None:
     tag, line, text = element.tag, line_of(element), (element.text or "").strip(_BLANKS)
     if tag not in _KNOWN_TAGS:
         problems.add(line, _unknown_tag(tag, _KNOWN_TAGS))
@@ -231,13 +228,13 @@ def _read_leaf(element: Element, problems: Problems) -> _Leaf | None:
             problems.add(line, f"<{tag}>{excerpt(text)}</{tag}> is refused: {reason}")
     else:
         try:
-            return _Leaf(tag, line, _TAGS[tag].convert(text))
+            return Leaf(tag, line, _TAGS[tag].convert(text))
         except ValueError as error:
             problems.add(line, f"<{tag}> {error}; it is '{excerpt(text)}'")
     return None
 
 
-def _check_names(leaves: list[_Leaf], earlier_outputs: dict[str, int], problems: Problems) -> None:
+def _check_names(leaves: list[Leaf], earlier_outputs: dict[str, int], problems: Problems) -> None:
     """Find names that clash within a task, or with what earlier tasks write, to which this task's outputs are added."""
     program_lines = {leaf.value: leaf.line for leaf in leaves if leaf.tag == "innerjob"}
     lines_by_tag: dict[str, dict[str, int]] = {"data": {}, "output": {}, "package": {}}
@@ -256,14 +253,16 @@ def _check_names(leaves: list[_Leaf], earlier_outputs: dict[str, int], problems:
     earlier_outputs.update({leaf.value: leaf.line for leaf in leaves if leaf.tag in _WRITTEN_TAGS})
 
 
-def _make_task(line: int, leaves: list[_Leaf]) -> Task:
+def _make_task(line: int, leaves: list[Leaf]) -> Task:
     values: defaultdict[str, list[Any]] = defaultdict(list)
     for leaf in leaves:
         values[leaf.tag].append(leaf.value)
     fields: dict[str, Any] = {
-        _TAGS[tag].field: tuple(found) if _TAGS[tag].repeats else found[0] for tag, found in values.items()
+        _TAGS[tag].field: tuple(found) if _TAGS[tag].repeats else found[0]
+        for tag, found in values.items()
+        if tag not in FIELDS
     }
-    return Task(line=line, **fields)
+    return Task(line=line, self_running=self_running_of(values), **fields)
 
 
 def _check_holds_tags_only(element: Element, problems: Problems) -> None:

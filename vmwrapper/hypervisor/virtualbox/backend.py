@@ -43,7 +43,13 @@ class VirtualBoxHypervisor:
     name = "virtualbox"
     image_suffixes = IMAGE_SUFFIXES
     abilities = Abilities(
-        guest_commands=True, needs_login=True, memory_snapshots=True, live_snapshots=True, screen=True, cpu_cap=True
+        guest_commands=True,
+        needs_login=True,
+        memory_snapshots=True,
+        live_snapshots=True,
+        screen=True,
+        cpu_cap=True,
+        shared_folder=True,
     )
 
     def __init__(self, *, prefix: Sequence[str] = ()) -> None:
@@ -133,7 +139,7 @@ class VirtualBoxHypervisor:
                 await machine.power_off()
         finally:
             await registered.remove(manage, place, spec.image)
-            await to_thread_and_back(_sweep, place, bool(snapshots.all()))
+            await to_thread_and_back(_sweep, place, spec.shared, bool(snapshots.all()))
 
     async def leftovers(self) -> Sequence[Leftover]:
         program = await asyncio.to_thread(find_vboxmanage)
@@ -183,7 +189,7 @@ async def _have_by(
 
     `keeps` has its files stay, which snapshots need.
     """
-    await to_thread_and_back(_sweep, place, keeps)
+    await to_thread_and_back(_sweep, place, hardware.spec.shared, keeps)
     try:
         await way(manage, hardware, place)
     except VirtualBoxFailed as failed:
@@ -194,15 +200,15 @@ async def _have_by(
             raise ProcessFailed(str(error)) from failed
         if failed.fault is Fault.NO_SPACE:
             raise HostDiskFailed(str(failed)) from failed
-        await to_thread_and_back(_sweep, place, keeps)
+        await to_thread_and_back(_sweep, place, hardware.spec.shared, keeps)
         await way(manage, hardware, place)
 
 
-def _sweep(place: Place, keeps: bool) -> None:  # noqa: FBT001  (a thread's)
-    """Remove all from the machine's directory but, where there are snapshots, its folder."""
+def _sweep(place: Place, shared: Path | None, keeps: bool) -> None:  # noqa: FBT001  (a thread's)
+    """Remove all from the machine's directory but what the guest shares and, where there are snapshots, its folder."""
     with suppress(OSError):  # somebody has deleted the slot, or it can't be changed: then VirtualBox says so
         for path in place.folder.parent.iterdir():
-            if path == place.folder and keeps:
+            if path == shared or (path == place.folder and keeps):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

@@ -29,6 +29,7 @@ from vmwrapper.hypervisor.virtualbox.settings import (
     REQUESTS,
     ROOT,
     SCRATCH,
+    SHARED,
     Hardware,
 )
 from vmwrapper.hypervisor.virtualbox.vboxmanage import STUCK, VBoxManage, VirtualBoxFailed
@@ -67,6 +68,8 @@ async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
             folder.mkdir(mode=0o700)
     await manage(*share, "--name", REQUESTS, "--hostpath", place.requests, "--readonly")
     await manage(*share, "--name", ANSWERS, "--hostpath", place.answers)
+    if spec.shared:  # its guest may make no links there, as is VirtualBox's default
+        await manage("sharedfolder", "add", place.uuid, "--name", SHARED, "--hostpath", spec.shared, "--automount")
     if spec.scratch_mib:
         await manage(*attach, *SCRATCH, "--type", "hdd", "--medium", scratch)
         await manage("setextradata", place.uuid, *hardware.scratch_serial())

@@ -18,6 +18,7 @@ ROOT, SCRATCH, CD = (
 )
 REQUESTS, ANSWERS = "vmwrapper-requests", "vmwrapper-answers"
 """The names of folders that host and guest share: see requests.py."""
+SHARED = "shared"
 INTERPRETED = ("--vm-execution-engine", "interpreter")
 
 _ALWAYS = {
@@ -76,4 +77,6 @@ class Hardware:
     def digest(self) -> str:
         """Another one for a machine that a guest's memory does not fit."""
         facts = [*CONTROLLER_OPTIONS, *self._options(), self.is_cd, self.spec.scratch_mib, REQUESTS, ANSWERS]
+        if self.spec.shared:
+            facts.append(SHARED)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

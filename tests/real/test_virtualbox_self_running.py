@@ -1,0 +1,88 @@
+"""Jobs whose guest works by itself, run by the program `vmwrapper` in real guests of VirtualBox's."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.peers import virtualbox_linux
+from tests.peers.virtualbox import Profile
+
+from .test_virtualbox_job import LIMIT_S, start, until_said, virtualbox
+
+__all__ = ["virtualbox"]
+pytestmark = pytest.mark.virtualbox_linux
+
+COUNTS = 14
+START = f"""\
+cd /tmp
+n=0
+while [ $n -lt {COUNTS} ]; do
+    n=$((n + 1))
+    echo $n >>counted
+    echo $n >/shared/beat
+    echo "0.$((n + 10))" >/shared/fraction
+    sleep 1
+done
+printf '20\\n0\\nno licence just now\\n' >/shared/later
+while [ -e /shared/later ]; do sleep 1; done
+cat /shared/in/put counted >/shared/out
+printf '0\\n0\\nall is counted\\n' >/shared/done
+poweroff -f
+"""
+TASK = """\
+<vm>{image}</vm> <memory_mb>128</memory_mb> <data>start.sh</data>
+<completion_trigger_file>done</completion_trigger_file> <checkpoint_interval>4</checkpoint_interval>
+<heartbeat_filename>beat</heartbeat_filename> <minimum_heartbeat_interval>240</minimum_heartbeat_interval>
+"""
+REST = """\
+<temporary_exit_trigger_file>later</temporary_exit_trigger_file>
+<fraction_done_filename>fraction</fraction_done_filename>
+<data>in/put</data> <output>out</output>
+"""
+
+
+def job(folder: Path, *, starts: str, rest: str = "") -> Path:
+    (folder / "start.sh").write_text(starts)
+    file = folder / "job.xml"
+    task = TASK.format(image=virtualbox_linux.cd()) + rest
+    file.write_text(f"<job_desc><task>\n{task}</task></job_desc>\n")
+    return file
+
+
+def ended(wrapper: subprocess.Popen[bytes]) -> int:
+    return wrapper.wait(LIMIT_S)
+
+
+def test_goes_on_after_its_wrapper_was_killed_and_later_when_it_wants(virtualbox: Profile, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/put").write_bytes(b"0\n")
+    file = job(tmp_path, starts=START, rest=REST)
+    first, second, third = (tmp_path / f"{name}.log" for name in ("first", "second", "third"))
+
+    wrapper = start(virtualbox, file, first)
+    until_said(wrapper, first, "Checkpoint taken")
+    assert (tmp_path / ".vmwrapper/shared/fraction").read_text().startswith("0.1")
+    wrapper.kill()
+    wrapper.wait()
+    wrapper = start(virtualbox, file, second)
+    assert ended(wrapper) == 75, second.read_text()
+    assert "The guest goes on by itself" in second.read_text()
+    assert "the guest wants to go on later: no licence just now" in second.read_text()
+
+    began_s = time.monotonic()
+    wrapper = start(virtualbox, file, third)
+    assert ended(wrapper) == 0, third.read_text()
+    print(f"from the last checkpoint to the end: {time.monotonic() - began_s:.1f} s")
+    assert "all is counted" in third.read_text()
+    assert (tmp_path / "out").read_text() == "".join(f"{number}\n" for number in range(COUNTS + 1))
+    assert not (tmp_path / ".vmwrapper").exists()
+
+
+def test_a_guest_that_just_powers_off_has_failed(virtualbox: Profile, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    wrapper = start(virtualbox, job(tmp_path, starts="echo sorry\npoweroff -f\n"), log)
+    assert ended(wrapper) == 194, log.read_text()
+    assert "the guest powered off before the task was done" in log.read_text()
+    assert "sorry" in log.read_text()
