@@ -20,6 +20,7 @@ from .requests import measure_requests
 from .start import measure_idle, measure_start
 from .transfers import measure_further_tasks, measure_huge_file, measure_large_files, measure_small_files
 from .virtualbox import measure_virtualbox
+from .virtualbox_guest import measure_virtualbox_guest
 
 MEASURES = (
     measure_start,
@@ -34,6 +35,7 @@ MEASURES = (
     measure_freed_memory,
     measure_loss,
     measure_virtualbox,
+    measure_virtualbox_guest,
 )
 
 
