@@ -10,28 +10,54 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from tests.debian_mirror import run
 from vmwrapper.folders import cache_folder
 
+from . import podman
+
 ADDRESS = "127.0.0.2"
 """Since pyvmomi doesn't verify the certificate of 127.0.0.1, nor of localhost."""
 USER = "administrator@vsphere.local"
 PASSWORD = "vSphere's <secret>"
-TOOLS = ("go", "openssl")
+GUEST_ACCOUNTS = dict.fromkeys(("root", podman.USER), "countess' <secret>")
+TOOLS = ("go", "openssl", *podman.TOOLS)
 
 _SOURCES = Path(__file__).with_suffix("")
 _GOPATH = Path("/usr/share/gocode")
 _SIMULATOR = _GOPATH / "src/github.com/vmware/govmomi/simulator"
 _ENDS_WITHIN_S = 30
+_OURS_BEFORE_SHIPPED = {
+    "folder.go": ("CreateVMTask",),
+    "snapshot.go": ("RemoveSnapshotTask", "RevertToSnapshotTask"),
+    "virtual_machine.go": (
+        "CloneVMTask",
+        "CreateSnapshotTask",
+        "DestroyTask",
+        "RemoveAllSnapshotsTask",
+        "RevertToCurrentSnapshotTask",
+    ),
+}
+"""Methods of the simulator that the extension answers, which are called by it under a name with `Shipped` before it."""
+_MENDED = {
+    # A property that is unset made it crash.
+    "property_collector.go": (
+        "\tbody.Res = &internal.FetchResponse{\n\t\tReturnval: obj.PropSet[0].Val,",
+        "\tif len(obj.PropSet) == 0 {\n\t\tbody.Res = new(internal.FetchResponse)\n\t\treturn body\n\t}\n",
+    ),
+}
+"""What is put before a place in a file of the simulator's."""
+_TASK_OF_SNAPSHOT = "CreateTask(v, "
+"""pyvmomi takes only machines and the like for what a task is about."""
 
 Kind = Literal["vpx", "esx"]
 
@@ -40,26 +66,45 @@ def missing() -> str | None:
     """What keeps this machine from having the simulator, or None."""
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"vcsim needs {', '.join(absent)}: make test installs that for root"
+    if os.geteuid() != 0:
+        return "podman's containers, which are vcsim's guests, need root"
     if not _SIMULATOR.exists():
         return "vcsim needs Debian's golang-github-vmware-govmomi-dev: make test installs that for root"
     return None
 
 
 class Simulator:
-    """One that serves. All that clients see of it is lost when it ends."""
+    """One that serves. All that clients see of it is lost when it ends.
+
+    Machines that are cloned from `base_snapshot`, or created, have a guest, with the users of GUEST_ACCOUNTS.
+    """
 
     host = ADDRESS
     user = USER
     password = PASSWORD
     datastore = "LocalDS_0"
+    base_snapshot = "installed"
 
-    def __init__(self, process: subprocess.Popen[str], kind: Kind, ca_file: Path, answer: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[str],
+        kind: Kind,
+        ca_file: Path,
+        answer: dict[str, Any],
+        containers: podman.Podman | None,
+    ) -> None:
         self._process = process
+        self.podman = containers
         self.kind = kind
         self.ca_file = ca_file
         self.port: int = answer["port"]
         self.url = f"https://{self.host}:{self.port}/sdk"
         self.datacenter = "DC0" if kind == "vpx" else "ha-datacenter"
+
+    @property
+    def base_machine(self) -> str:
+        """Inventory path of a machine with a guest, which is off and has `base_snapshot`."""
+        return f"{self.datacenter}/vm/linux"
 
     @property
     def machines(self) -> list[str]:
@@ -84,7 +129,7 @@ class Simulator:
 
 
 @contextmanager
-def simulator(folder: Path, *, kind: Kind = "vpx") -> Iterator[Simulator]:
+def simulator(folder: Path, *, kind: Kind = "vpx", guests: bool = True) -> Iterator[Simulator]:
     """One for as long as the context lasts, whose files are in the folder: `vcsim.log` is what it said."""
     folder.mkdir(parents=True, exist_ok=True)
     cert, key = _certificate(folder)
@@ -95,21 +140,21 @@ def simulator(folder: Path, *, kind: Kind = "vpx") -> Iterator[Simulator]:
         "password": PASSWORD,
         "cert": str(cert),
         "key": str(key),
+        "image": podman.IMAGE if guests else "",
+        "accounts": GUEST_ACCOUNTS,
     }
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch)}
-    with (folder / "vcsim.log").open("a") as log:
+    with ExitStack() as ends:
+        containers = ends.enter_context(podman.podman(folder / "podman")) if guests else None
+        scratch = ends.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        environment = {"TMPDIR": scratch} | (containers.environment if containers else {})
+        log = ends.enter_context((folder / "vcsim.log").open("a"))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         process = subprocess.Popen([program()], env=environment, text=True, **pipes)
-    try:
+        ends.callback(_end, process)
         assert process.stdin is not None
         process.stdin.write(json.dumps(settings) + "\n")  # not in its arguments, which everybody can read
         process.stdin.flush()
-        yield Simulator(process, kind, cert, json.loads(_line(process)))
-    finally:
-        _end(process)
-        shutil.rmtree(scratch)
+        yield Simulator(process, kind, cert, json.loads(_line(process)), containers)
 
 
 def _line(process: subprocess.Popen[str]) -> str:
@@ -155,6 +200,9 @@ def program() -> Path:
 
 def _build(scratch: Path) -> Path:
     replaced = {str(_SIMULATOR / source.name): str(source) for source in (_SOURCES / "extension").glob("*.go")}
+    for name, text in _changed():
+        (scratch / name).write_text(text)
+        replaced[str(_SIMULATOR / name)] = str(scratch / name)
     overlay, made = scratch / "overlay.json", scratch / "vcsim"
     overlay.write_text(json.dumps({"Replace": replaced}))
     settings = {
@@ -169,6 +217,20 @@ def _build(scratch: Path) -> Path:
     built = subprocess.run(argv, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return made
+
+
+def _changed() -> Iterator[tuple[str, str]]:
+    """Files of the simulator in which the extension's methods take the place of its own."""
+    for name, methods in _OURS_BEFORE_SHIPPED.items():
+        text = (_SIMULATOR / name).read_text()
+        for method in methods:
+            text, count = re.subn(rf"^(func \(\w+ \*\w+\) )({method}\()", r"\1Shipped\2", text, flags=re.MULTILINE)
+            assert count == 1, f"{name} has {method} {count} times"
+        yield name, text.replace(_TASK_OF_SNAPSHOT, "CreateTask(v.Vm, ")
+    for name, (place, before) in _MENDED.items():
+        text = (_SIMULATOR / name).read_text()
+        assert text.count(place) == 1, f"{name} is another"
+        yield name, text.replace(place, before + place)
 
 
 def main() -> None:

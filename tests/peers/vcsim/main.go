@@ -27,6 +27,8 @@ type settings struct {
 	Address        string // to listen at
 	User, Password string
 	Cert, Key      string // files
+	Image          string // of the guests, for podman; empty if there are to be none
+	Accounts       map[string]string
 }
 
 func main() {
@@ -46,6 +48,10 @@ func main() {
 	model.Autostart = false
 	must(model.Create())
 	defer model.Remove() // the folders of its datastores
+	if chosen.Image != "" {
+		defer simulator.EndGuests()
+		must(simulator.BeginGuests(chosen.Image, chosen.Accounts))
+	}
 
 	front := newFront(model, chosen)
 	must(json.NewEncoder(os.Stdout).Encode(map[string]any{"port": front.port}))
