@@ -95,7 +95,8 @@ func (c *container) run() (err error) {
 
 func (c *container) create() (err error) {
 	if c.id == "" {
-		c.id, err = podman("create", c.image, "/sbin/init")
+		// It would put file systems on /run and /tmp for what looks like systemd, and those can't be kept.
+		c.id, err = podman("create", "--systemd", "false", c.image, "/sbin/init")
 	}
 	return err
 }
