@@ -9,7 +9,7 @@ import pytest
 
 from vmwrapper.folders import image_folder
 
-from . import boot_sector, virtualbox_chroot
+from . import boot_sector, vcsim, virtualbox_chroot
 from .boinc_client import BoincClient
 from .project_server import ProjectServer, project_server
 from .virtualbox import Profile, clean_profile
@@ -54,3 +54,12 @@ def virtualbox(tmp_path: Path) -> Iterator[Profile]:
         pytest.skip(reason)
     with clean_profile(tmp_path / "virtualbox") as profile:
         yield profile
+
+
+@pytest.fixture
+def vsphere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[vcsim.Simulator]:
+    """A vCenter, or what a parameter says."""
+    if reason := vcsim.missing():
+        pytest.skip(reason)
+    with vcsim.simulator(tmp_path / "vsphere", kind=getattr(request, "param", "vpx")) as running:
+        yield running
