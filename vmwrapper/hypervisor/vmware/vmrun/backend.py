@@ -151,9 +151,9 @@ def _limits(product: str) -> Sequence[str]:
 
 
 async def _version(program: Path) -> str:
-    """As its usage has it, which vmrun prints as an error or not."""
+    """As its usage has it, which it prints where it is told nothing, with some exit status."""
     try:
-        said = await Vmrun(program)("--help", limit_s=_TRIAL_LIMIT_S / 2)
+        said = await Vmrun(program)(limit_s=_TRIAL_LIMIT_S / 2)
     except VmrunFailed as failed:
         said = str(failed)
     found = _VERSION.search(said)

@@ -104,8 +104,7 @@ class GuestCalls:
         sudo = [] if self.user == "root" else ["/usr/bin/sudo", "-n"]
         with self._scratch(request) as scratch:
             await self._told("CopyFileFromHostToGuest", scratch / "request", there, limit_s=limit_s)
-            program, *words = [*sudo, "/bin/sh", there]
-            failed_as = await self._ran(program, *words, limit_s=limit_s)
+            failed_as = await self._ran(*sudo, "/bin/sh", there, limit_s=limit_s)
             try:
                 said = await self._fetched(f"{there}.out", scratch, limit_s=limit_s)
             except VmrunFailed as failed:
@@ -114,10 +113,10 @@ class GuestCalls:
                 raise
         return answer(said, nonce)
 
-    async def _ran(self, program: str, *words: str, limit_s: float) -> VmrunFailed | None:
+    async def _ran(self, *words: str, limit_s: float) -> VmrunFailed | None:
         """Run a program there to its end. How it failed is returned: whether it did is for its own answer to say."""
         try:
-            await self._told("runProgramInGuest", program, *words, limit_s=limit_s)
+            await self._told("runProgramInGuest", *words, limit_s=limit_s)
         except VmrunFailed as failed:
             if failed.fault in (Fault.GUEST_FAILED, Fault.FILE_MISSING, Fault.OTHER):
                 return failed

@@ -46,16 +46,14 @@ class Vmrun:
         self._program = str(program)
         self._flags = ("-T", product) if product else ()
 
-    async def __call__(
-        self, verb: str, *words: str | Path | int, login: Login | None = None, limit_s: float = LIMIT_S
-    ) -> str:
-        """What it prints. Raises VmrunFailed; ProcessFailed where it does not end.
+    async def __call__(self, *words: str | Path, login: Login | None = None, limit_s: float = LIMIT_S) -> str:
+        """What it prints, told a verb and its words. Raises VmrunFailed; ProcessFailed where it does not end.
 
         It is called again where the fault is one that passes, all within `limit_s`. When we are cancelled, what was
         told last is done all the same, or may be where that takes more than a second. With `login` it acts in the
         guest, whose password is then in the list of the host's processes: vmrun reads it nowhere else.
         """
-        rest = [verb, *map(str, words)]
+        rest = [str(word) for word in words]
         loop = asyncio.get_running_loop()
         ends_at_s = loop.time() + limit_s
         for pause_s in chain(_PAUSES_S, repeat(_LONGEST_PAUSE_S)):
