@@ -127,7 +127,8 @@ class Vmrun:
         if self.flags.get("-T") == "player" and self.verb in _SNAPSHOT_VERBS:
             _fail("The operation is not supported")
         if self.verb == "list":
-            return self.list()
+            self.list()
+            return
         self.vmx = Path(self.words[0])
         self.guest = self.vmx.parent / "guest"
         self.file = self.home / "running" / hashlib.sha256(str(self.vmx).encode()).hexdigest()
@@ -138,7 +139,7 @@ class Vmrun:
         verb = getattr(self, self.verb, None)
         if verb is None:
             _fail(f"Unrecognized command: {self.verb}")
-        return verb(*self.words[1:])
+        verb(*self.words[1:])
 
     def _maybe_fail(self) -> None:
         file = self.home / "faults" / self.verb
@@ -162,9 +163,10 @@ class Vmrun:
             _fail("Invalid user name or password for the guest OS")
 
     def _running(self) -> dict[str, Any]:
-        if self.file.exists() and _is_alive((found := _read(self.file))["pid"]):
-            return found
-        _fail(f"The virtual machine is not powered on: {self.vmx}")
+        found: dict[str, Any]
+        if not self.file.exists() or not _is_alive((found := _read(self.file))["pid"]):
+            _fail(f"The virtual machine is not powered on: {self.vmx}")
+        return found
 
     def list(self) -> None:
         found = [_read(file) for file in (self.home / "running").iterdir()]
@@ -176,11 +178,11 @@ class Vmrun:
         if self.file.exists() and _is_alive(_read(self.file)["pid"]):
             _fail("The file is already in use")
         for disk in _disks(self.vmx):
-            if not disk.exists() or not disk.read_bytes()[:4] == b"KDMV":
+            if not disk.exists() or disk.read_bytes()[:4] != b"KDMV":
                 _fail(f"Cannot open the disk '{disk}' or one of the snapshot disks it depends on.")
         self.file.unlink(missing_ok=True)
         argv = ["vmware-vmx", "-I", "-S", __file__, str(self.home), "vmx", str(self.file), str(self.vmx)]
-        with open(os.devnull, "r+b") as null, (self.home / "vmx.err").open("ab") as err:
+        with Path(os.devnull).open("r+b") as null, (self.home / "vmx.err").open("ab") as err:
             subprocess.Popen(
                 argv, executable=sys.executable, stdin=null, stdout=null, stderr=err, start_new_session=True
             )
@@ -249,7 +251,7 @@ class Vmrun:
             sys.exit(255)
 
     def CopyFileFromHostToGuest(self, here: str, there: str) -> None:  # noqa: N802
-        with open(here, "rb") as file:
+        with Path(here).open("rb") as file:
             done = self._in_guest("/bin/sh", "-c", 'cat >"$1"', "sh", there, stdin=file)
         if done.returncode:
             _fail("A file was not found")
@@ -257,7 +259,7 @@ class Vmrun:
     def CopyFileFromGuestToHost(self, there: str, here: str) -> None:  # noqa: N802
         if self._in_guest("/usr/bin/test", "-e", there).returncode:
             _fail("A file was not found")
-        with open(here, "wb") as file:
+        with Path(here).open("wb") as file:
             self._in_guest("/bin/cat", there, stdout=file)
 
     def _in_guest(self, *argv: str, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.DEVNULL) -> Any:
@@ -319,10 +321,8 @@ def _first_child(process: subprocess.Popen[bytes]) -> int:
     while True:
         assert process.poll() is None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if children and os.readlink(f"/proc/{children[0]}/root").endswith("/guest"):
-            with open(f"/proc/{children[0]}/cmdline", "rb") as words:
-                if words.read().startswith(b"/bin/sh\0-c\0while"):
-                    return int(children[0])
+        if children and Path(f"/proc/{children[0]}/cmdline").read_bytes().startswith(b"/bin/sh\0-c\0while"):
+            return int(children[0])
         time.sleep(0.005)
 
 
@@ -340,14 +340,13 @@ def _pack(folder: Path, file: Path) -> None:
 
 def _signal_all(running: dict[str, Any], number: signal.Signals) -> None:
     os.kill(running["pid"], number)
-    space = os.readlink(f"/proc/{running['guest']}/ns/pid")
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                if os.readlink(f"/proc/{name}/ns/pid") == space:
-                    os.kill(int(name), number)
-            except OSError:
-                continue
+    space = Path(f"/proc/{running['guest']}/ns/pid").readlink()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "ns/pid").readlink() == space:
+                os.kill(int(process.name), number)
+        except OSError:
+            continue
 
 
 def _is_alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ def vmx_text(values: Mapping[str, str]) -> str:
     """The file's text. No value, whatever it is, becomes a line or a name of its own."""
     for name in values:
         if not _NAME.fullmatch(name):
-            raise ValueError(name)
+            raise ValueError(f"no name of a setting: {name!r}")
     return '.encoding = "UTF-8"\n' + "".join(f'{name} = "{escaped(value)}"\n' for name, value in values.items())
 
 
