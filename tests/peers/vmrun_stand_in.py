@@ -1,3 +1,4 @@
+# ruff: noqa: PLC0415
 """A stand-in for vmrun, where no VMware product can run: it speaks vmrun's grammar, and its guests execute programs.
 
 What is real in it: programs are started by argument lists and found by their processes; a guest is a tree of processes
@@ -7,18 +8,14 @@ is a guess, and a snapshot's memory is the guest's files: the job's program is s
 launcher left in /run/vmwrapper. Needs root on Linux.
 
 `install` puts it into a folder, which then has `vmrun`, `calls` (each call's words, as a line of JSON) and
-`faults/VERB`, which `inject` writes.
+`faults/VERB`, which `inject` writes. Each call is a new interpreter: what not every call needs is imported late.
 """
 
-import hashlib
-import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +66,8 @@ def missing() -> str | None:
     """Why it can't be used here."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for guests that are namespaces"
+    import shutil
+
     tools = ("unshare", "nsenter", "setpriv", "chroot")
     if absent := [tool for tool in tools if shutil.which(tool) is None]:
         return f"needs {', '.join(absent)}"
@@ -131,7 +130,7 @@ class Vmrun:
             return
         self.vmx = Path(self.words[0])
         self.guest = self.vmx.parent / "guest"
-        self.file = self.home / "running" / hashlib.sha256(str(self.vmx).encode()).hexdigest()
+        self.file = self.home / "running" / str(self.vmx).encode().hex()[-200:]
         if not self.vmx.is_file():
             _fail(f"Cannot open VM: {self.vmx}, The virtual machine cannot be found")
         if self.verb in _GUEST_VERBS:
@@ -230,6 +229,9 @@ class Vmrun:
         state = self._state(name)
         if self.file.exists() and _is_alive(pid := _read(self.file)["pid"]):
             _end(pid)
+        import shutil
+        import tarfile
+
         shutil.rmtree(self.guest, ignore_errors=True)
         with tarfile.open(state.with_suffix(".vmem")) as tar:
             tar.extractall(self.guest)
@@ -307,6 +309,8 @@ def run_machine(home: Path, file: Path, vmx: Path) -> None:
 
 
 def _make_root(root: Path, *, keeps_run: bool) -> None:
+    import shutil
+
     if not keeps_run:
         shutil.rmtree(root / "run", ignore_errors=True)
     for name in ("dev", "proc", "tmp", "run", "root", "etc"):
@@ -332,6 +336,9 @@ def _disks(vmx: Path) -> list[Path]:
 
 
 def _pack(folder: Path, file: Path) -> None:
+    import io
+    import tarfile
+
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         tar.add(folder, arcname=".", filter=lambda one: None if one.isfifo() or one.ischr() else one)

@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import beside, to_thread_and_back
-from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, MachineExited
+from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, MachineExited, ProcessFailed
 from vmwrapper.hypervisor.called_guest import MOST_BYTES, CutOff, Said, answer, script
 from vmwrapper.hypervisor.interface import Login
 from vmwrapper.hypervisor.vmware.vmrun.faults import Fault
@@ -31,6 +31,10 @@ _GRACE_S = 30.0
 _PAUSE_S = 0.5
 _LOOK_S = 0.1
 _LOGIN_LIMIT_S = 30.0
+_COPY_LIMIT_S = 60.0
+"""For what is not larger than a call's answer; then vmrun is stuck."""
+_WATCH_S = 2.0
+"""So long who watches the machine has to tell why it does not run."""
 _THERE = "/tmp/.vmwrapper-call-"  # noqa: S108  (the guest's)
 _HELLO = """\
 umask 077
@@ -83,7 +87,7 @@ class GuestCalls:
     async def copy_to(self, file: Path, there: str, *, limit_s: float) -> None:
         async def once() -> None:
             try:
-                await self._told("CopyFileFromHostToGuest", file, there, limit_s=limit_s)
+                await self._told("CopyFileFromHostToGuest", file, there, limit_s=limit_s + _GRACE_S)
             except VmrunFailed as failed:
                 if failed.fault in (Fault.OTHER, Fault.NO_SPACE, Fault.FILE_MISSING, Fault.FORBIDDEN):
                     raise GuestError(f"the guest does not take {file.name}: {failed}") from failed
@@ -103,10 +107,10 @@ class GuestCalls:
         there = f"{_THERE}{nonce}"
         sudo = [] if self.user == "root" else ["/usr/bin/sudo", "-n"]
         with self._scratch(request) as scratch:
-            await self._told("CopyFileFromHostToGuest", scratch / "request", there, limit_s=limit_s)
+            await self._told("CopyFileFromHostToGuest", scratch / "request", there, limit_s=_COPY_LIMIT_S)
             failed_as = await self._ran(*sudo, "/bin/sh", there, limit_s=limit_s)
             try:
-                said = await self._fetched(f"{there}.out", scratch, limit_s=limit_s)
+                said = await self._fetched(f"{there}.out", scratch)
             except VmrunFailed as failed:
                 if failed.fault is Fault.FILE_MISSING and failed_as:
                     raise failed_as from failed
@@ -116,24 +120,24 @@ class GuestCalls:
     async def _ran(self, *words: str, limit_s: float) -> VmrunFailed | None:
         """Run a program there to its end. How it failed is returned: whether it did is for its own answer to say."""
         try:
-            await self._told("runProgramInGuest", *words, limit_s=limit_s)
+            await self._told("runProgramInGuest", *words, limit_s=limit_s + _GRACE_S)
         except VmrunFailed as failed:
             if failed.fault in (Fault.GUEST_FAILED, Fault.FILE_MISSING, Fault.OTHER):
                 return failed
             raise
         return None
 
-    async def _fetched(self, there: str, scratch: Path, *, limit_s: float) -> bytes:
+    async def _fetched(self, there: str, scratch: Path) -> bytes:
         """A file of the guest's, which may be anything: hostile, endless, a folder or a link."""
         most_bytes = MOST_BYTES + _MOST_AROUND_BYTES
         folder = scratch / "answer"
         async with beside(_bounded(folder, most_bytes)):
-            await self._told("CopyFileFromGuestToHost", there, folder / "out", limit_s=limit_s)
+            await self._told("CopyFileFromGuestToHost", there, folder / "out", limit_s=_COPY_LIMIT_S)
         return await to_thread_and_back(_read, folder / "out", most_bytes)
 
     async def _told(self, verb: str, *words: str | Path, limit_s: float) -> None:
         async with self.quiet:
-            await self._vmrun(verb, self._vmx, *words, login=self._login, limit_s=limit_s + _GRACE_S)
+            await self._vmrun(verb, self._vmx, *words, login=self._login, limit_s=limit_s)
 
     async def _repeated(self, once: Callable[[], Awaitable[T]], what: str, limit_s: float) -> T:
         complaint = "it was not asked"
@@ -147,14 +151,17 @@ class GuestCalls:
                         complaint = str(cut_off)
                     except VmrunFailed as failed:
                         complaint = str(failed)
-                        refused_since_s = self._judged(failed, refused_since_s)
+                        refused_since_s = await self._judged(failed, refused_since_s)
+                    except ProcessFailed as stuck:
+                        complaint = str(stuck)
                     await self._clock.sleep(_PAUSE_S)
         except TimeoutError as error:
             raise GuestSilent(f"{what} within {limit_s:g} s; the last try: {complaint}") from error
 
-    def _judged(self, failed: VmrunFailed, refused_since_s: float | None) -> float | None:
+    async def _judged(self, failed: VmrunFailed, refused_since_s: float | None) -> float | None:
         """Since when the guest lets us not log in, which a guest that boots may do. Raises where that is the end."""
         if failed.fault in (Fault.NOT_RUNNING, Fault.NO_MACHINE):
+            await asyncio.sleep(_WATCH_S)
             raise MachineExited(f"the machine does not run: {failed}") from failed
         if failed.fault is Fault.GUEST_FAILED:
             raise GuestError(f"the guest can't run our script as root: {failed}") from failed
