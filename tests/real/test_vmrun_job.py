@@ -112,13 +112,13 @@ def test_from_beginning_to_end(home: Path, slot: Path, tmp_path: Path) -> None:
 
 def test_goes_on_from_a_checkpoint_after_all_were_killed(home: Path, slot: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    wrapper = started(home, slot, first, pace_s=0.5)
+    wrapper = started(home, slot, first, pace_s=0.4)
     until_said(wrapper, first, "Checkpoint taken")
     [vmx] = slot.glob(".vmwrapper/*/machine.vmx")
     wrapper.kill()
     wrapper.wait()
     [orphan] = running(vmx)  # which outlives it: nobody's child
-    said = ended(started(home, slot, second, pace_s=0.02), second, slot)
+    said = ended(started(home, slot, second, pace_s=0.4), second, slot)
     assert not psutil.pid_exists(orphan.pid) or not orphan.is_alive
     assert "left over from an earlier episode" in said
     assert "Going on with the program" in said
