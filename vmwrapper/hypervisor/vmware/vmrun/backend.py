@@ -12,9 +12,9 @@ from pathlib import Path
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed, NoUsableHypervisor, TemporaryFailure
-from vmwrapper.hypervisor.called_guest import CalledGuest
 from vmwrapper.hypervisor.host import check_free_memory, host_processor
 from vmwrapper.hypervisor.interface import MIB, Abilities, Leftover, Machine, MachineSpec, ProbeResult
+from vmwrapper.hypervisor.vmware.called_guest import CalledGuest
 from vmwrapper.hypervisor.vmware.vmrun import left
 from vmwrapper.hypervisor.vmware.vmrun.disks import Parent, make_disk, make_overlay
 from vmwrapper.hypervisor.vmware.vmrun.faults import Fault

@@ -18,9 +18,9 @@ from vmwrapper.errors import (
     SnapshotFailed,
     VmwrapperError,
 )
-from vmwrapper.hypervisor.called_guest import CalledGuest
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.serial_file import SerialFile
+from vmwrapper.hypervisor.vmware.called_guest import CalledGuest
 from vmwrapper.hypervisor.vmware.vmrun.faults import Fault
 from vmwrapper.hypervisor.vmware.vmrun.place import Place
 from vmwrapper.hypervisor.vmware.vmrun.running import Running, running
