@@ -193,7 +193,9 @@ class Vmrun:
         _end(self._running()["pid"])
 
     def pause(self) -> None:
-        _signal_all(self._running(), signal.SIGSTOP)
+        if _is_stopped((running := self._running())["pid"]):
+            _fail("The virtual machine is paused")
+        _signal_all(running, signal.SIGSTOP)
 
     def unpause(self) -> None:
         _signal_all(self._running(), signal.SIGCONT)
@@ -205,11 +207,13 @@ class Vmrun:
             _fail("A snapshot with the name already exists")
         number = 1 + max((one["number"] for one in tree.values()), default=0)
         state = self.vmx.with_name(f"machine-Snapshot{number}.vmsn")
+        was_paused = _is_stopped(running["pid"])
         _signal_all(running, signal.SIGSTOP)
         try:
             _pack(self.guest, state.with_suffix(".vmem"))
         finally:
-            _signal_all(running, signal.SIGCONT)
+            if not was_paused:
+                _signal_all(running, signal.SIGCONT)
         _write(state, {"name": name})
         tree[name] = {"number": number}
         _write(self.vmx.with_suffix(".vmsd"), tree)
@@ -361,6 +365,10 @@ def _is_alive(pid: int) -> bool:
         return b"vmware-vmx\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+def _is_stopped(pid: int) -> bool:
+    return ") T " in Path(f"/proc/{pid}/stat").read_text()
 
 
 def _end(pid: int) -> None:

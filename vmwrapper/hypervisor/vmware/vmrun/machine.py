@@ -212,7 +212,7 @@ class VmrunMachine:
         return self._spec.memory_mib * MIB + _DEVICES_BYTES
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
-        """VMware stops the guest by itself, and lets go on what ran before; of one that is paused it takes none."""
+        """VMware stops the guest by itself, and lets go on what ran before."""
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
@@ -220,8 +220,8 @@ class VmrunMachine:
             with standing():
                 pass  # what was reached by now is in it
             self._look()
-            if self._is_paused:
-                raise SnapshotFailed("VMware takes none of a machine that is paused")
+            if self._is_stopped:
+                raise SnapshotFailed("VMware takes none of a machine whose process stands still")
             try:
                 await self._snapshots.take()
             except SnapshotFailed:
@@ -231,6 +231,16 @@ class VmrunMachine:
                 raise
             except ProcessFailed as failed:
                 raise await self._broken(process, failed) from failed
+            finally:
+                if self._is_paused and process.is_alive:
+                    await self._pause_again(process)
+
+    async def _pause_again(self, process: Running) -> None:
+        """Whether VMware lets a paused guest stand when it has taken a snapshot of it is written nowhere."""
+        try:
+            await self._told("pause", process, but=Fault.PAUSED)
+        except ProcessFailed as failed:
+            log.debug("The machine was not paused again, and probably still is: %s", failed)
 
     @asynccontextmanager
     async def _quiet_guest(self) -> AsyncIterator[None]:
