@@ -216,6 +216,14 @@ class TestPower:
             [*flags, "stop", file, "hard"],
         ]
 
+    async def test_it_lets_others_go_first(self, home: Path, spec: MachineSpec) -> None:
+        async with created(home, replace(spec, niceness=19)) as machine:
+            await machine.power_on()
+            [process] = running(vmx(spec))
+            assert psutil.Process(process.pid).nice() == 19
+            if (group := Path(f"/proc/{process.pid}/autogroup")).exists():
+                assert group.read_text().split()[-1] == "19"
+
     async def test_a_paused_one_uses_no_processor(self, home: Path, spec: MachineSpec) -> None:
         async with on(home, spec) as machine:
             await sh(machine, "while :; do echo x >>/tmp/grows; sleep 0.05; done >/dev/null 2>&1 &")

@@ -116,8 +116,7 @@ class VmrunMachine:
         except ProcessFailed as failed:
             raise MachineExited(str(failed)) from failed
         self._process = await self._appeared()
-        if self._spec.niceness is not None:
-            self._process.be_nice(self._spec.niceness)
+        self._process.be_nice(self._spec.niceness)
 
     async def _appeared(self) -> Running:
         with suppress(TimeoutError):

@@ -45,14 +45,20 @@ class Running:
             return int(self._process.memory_info().rss)
         return 0
 
-    def be_nice(self, niceness: int) -> None:
-        """Let others go first: it has a session of its own, which the kernel of Linux counts as one by itself."""
+    def be_nice(self, niceness: int | None) -> None:
+        """Let others go first, at least as much as ours do; None for just so much.
+
+        It has a session of its own, which on Linux is a group by itself, whose niceness is what others feel.
+        """
         with suppress(psutil.Error, OSError):
             if sys.platform == "win32":
-                self._process.nice(psutil.IDLE_PRIORITY_CLASS if niceness > 0 else psutil.NORMAL_PRIORITY_CLASS)
-            elif niceness > self._process.nice():
-                self._process.nice(niceness)
-                Path(f"/proc/{self.pid}/autogroup").write_text(str(niceness), encoding="ascii")
+                if niceness:
+                    self._process.nice(psutil.IDLE_PRIORITY_CLASS)
+                return
+            most = max(self._process.nice(), os.nice(0), niceness or 0)
+            self._process.nice(most)
+            if (group := Path(f"/proc/{self.pid}/autogroup")).exists():
+                group.write_text(str(most), encoding="ascii")
 
     def stop(self) -> None:
         """Have it stand still, for products that can't pause a machine; its guest's clock then jumps."""
