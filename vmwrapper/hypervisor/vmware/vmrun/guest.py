@@ -210,10 +210,13 @@ def _read(file: Path, most_bytes: int) -> bytes:
         descriptor = os.open(file, flags)
     except OSError as error:
         raise CutOff(f"there is no answer: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as opened:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise GuestError("the guest's answer is no file")
-        content = opened.read(most_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as opened:
+            content = opened.read(most_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > most_bytes:
         raise GuestError("the guest sends more than it was asked for")
     return content
