@@ -41,6 +41,7 @@ mount_scratch() {
         serial=
         [ -e "$disk/serial" ] && read -r serial <"$disk/serial"
         [ -e "$disk/device/vpd_pg80" ] && serial=$(tail -c +5 "$disk/device/vpd_pg80" | tr -d '\0 ') # an ATA disk's
+        [ "$serial" = 6000c295766d777261707065722d7363 ] && serial=$scratch # VMware's have no other kind
         [ "$serial" = "$scratch" ] && break
         disk=
     done

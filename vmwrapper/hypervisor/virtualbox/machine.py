@@ -19,7 +19,7 @@ from vmwrapper.errors import (
     VmwrapperError,
 )
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
-from vmwrapper.hypervisor.virtualbox.console import Console
+from vmwrapper.hypervisor.serial_file import SerialFile
 from vmwrapper.hypervisor.virtualbox.disks import files
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
 from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
@@ -63,7 +63,7 @@ class VirtualBoxMachine:
         self._spec = spec
         self._place = place
         self._snapshots = snapshots
-        self._console = Console(place.console)
+        self._console = SerialFile(place.console)
         self._log = VmLog(place.log)
         self._end: VmwrapperError | None = None
         """What its log has told of its end."""

@@ -1,4 +1,4 @@
-"""What the guest says on its serial port, which VirtualBox writes into a file."""
+"""What the guest says on its serial port, which the hypervisor writes into a file."""
 
 import os
 from contextlib import suppress
@@ -11,7 +11,7 @@ MOST_BYTES = 1024 * 1024
 """Of the host's disk."""
 
 
-class Console:
+class SerialFile:
     """The file, of which only the end is kept."""
 
     def __init__(self, file: Path) -> None:
@@ -22,7 +22,7 @@ class Console:
         self.file.write_bytes(b"")
 
     def bound(self) -> None:
-        """Empty the file where it has grown large: VirtualBox writes on behind a hole."""
+        """Empty the file where it has grown large: the hypervisor writes on behind a hole."""
         with suppress(OSError):
             if _used_bytes(self.file) > MOST_BYTES:
                 os.truncate(self.file, 0)
