@@ -51,8 +51,15 @@ def job(folder: Path, *, starts: str, rest: str = "") -> Path:
     return file
 
 
-def ended(wrapper: subprocess.Popen[bytes]) -> int:
-    return wrapper.wait(LIMIT_S)
+def ended(wrapper: subprocess.Popen[bytes], log: Path) -> int:
+    """Its exit status. One that does not end is asked to, and what it and its guest have said is told."""
+    try:
+        return wrapper.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        consoles = [file.read_text(errors="replace") for file in log.parent.glob(".vmwrapper/*/console")]
+        wrapper.terminate()
+        wrapper.wait(LIMIT_S)
+        pytest.fail(f"it did not end within {LIMIT_S} s\n{log.read_text()}\n{consoles}")
 
 
 def test_goes_on_after_its_wrapper_was_killed_and_later_when_it_wants(virtualbox: Profile, tmp_path: Path) -> None:
@@ -67,13 +74,13 @@ def test_goes_on_after_its_wrapper_was_killed_and_later_when_it_wants(virtualbox
     wrapper.kill()
     wrapper.wait()
     wrapper = start(virtualbox, file, second)
-    assert ended(wrapper) == 75, second.read_text()
+    assert ended(wrapper, second) == 75, second.read_text()
     assert "The guest goes on by itself" in second.read_text()
     assert "the guest wants to go on later: no licence just now" in second.read_text()
 
     began_s = time.monotonic()
     wrapper = start(virtualbox, file, third)
-    assert ended(wrapper) == 0, third.read_text()
+    assert ended(wrapper, third) == 0, third.read_text()
     print(f"from the last checkpoint to the end: {time.monotonic() - began_s:.1f} s")
     assert "all is counted" in third.read_text()
     assert (tmp_path / "out").read_text() == "".join(f"{number}\n" for number in range(COUNTS + 1))
@@ -83,6 +90,6 @@ def test_goes_on_after_its_wrapper_was_killed_and_later_when_it_wants(virtualbox
 def test_a_guest_that_just_powers_off_has_failed(virtualbox: Profile, tmp_path: Path) -> None:
     log = tmp_path / "log"
     wrapper = start(virtualbox, job(tmp_path, starts="echo sorry\npoweroff -f\n"), log)
-    assert ended(wrapper) == 194, log.read_text()
+    assert ended(wrapper, log) == 194, log.read_text()
     assert "the guest powered off before the task was done" in log.read_text()
     assert "sorry" in log.read_text()

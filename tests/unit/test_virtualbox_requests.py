@@ -19,6 +19,7 @@ from vmwrapper.errors import (
     GuestSilent,
     MachineExited,
     OutputTooLarge,
+    SnapshotFailed,
     TransferFailed,
 )
 from vmwrapper.hypervisor.interface import FileKind
@@ -139,6 +140,33 @@ async def test_files_in_and_out(running: VirtualBoxGuest, tmp_path: Path) -> Non
         FileKind.DIRECTORY,
     ]
     assert [os.access(places[name], os.X_OK) for name in NAMES] == [name == "plain" for name in NAMES]
+
+
+async def test_it_rests_for_a_snapshot(running: VirtualBoxGuest, place: Place) -> None:
+    await running.ready(limit_s=LIMIT_S)
+    asked = asyncio.create_task(running.run(["sleep", "1"], limit_s=LIMIT_S))
+    await asyncio.sleep(0.1)
+    async with running.at_rest(limit_s=LIMIT_S):
+        assert asked.done()
+        later = asyncio.create_task(running.run(["true"], limit_s=LIMIT_S))
+        await asyncio.sleep(0.5)
+        assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
+        assert list(place.answers.iterdir()) == []
+        assert not later.done()
+    assert (await later).status == 0
+    busy = asyncio.create_task(running.run(["sleep", "2"], limit_s=LIMIT_S))
+    await asyncio.sleep(0.1)
+    with pytest.raises(SnapshotFailed, match="busy with a command"):
+        async with running.at_rest(limit_s=0.2):
+            pass
+    assert (await busy).status == 0
+
+
+async def test_a_guest_that_does_not_come_to_rest(guest: VirtualBoxGuest, requests: Requests, place: Place) -> None:
+    async with requests.at_rest(limit_s=LIMIT_S):
+        assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
+    async with guest.at_rest(limit_s=LIMIT_S):
+        pass
 
 
 async def test_no_files_and_no_folder(running: VirtualBoxGuest, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The inside of a VirtualBox machine, by requests to the agent there: each has guest.sh do one thing."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +63,15 @@ class VirtualBoxGuest:
     def ended(self) -> None:
         """To be told when it is off."""
         self._requests.machine_runs = False
+
+    @asynccontextmanager
+    async def at_rest(self, *, limit_s: float) -> AsyncIterator[None]:
+        """To be entered for a snapshot of a guest that runs. Raises SnapshotFailed after `limit_s`."""
+        if not self._has_agent:
+            yield
+            return
+        async with self._requests.at_rest(limit_s=limit_s):
+            yield
 
     def check(self) -> None:
         """To be called now and then. Raises GuestError where the guest misuses its road to the host's disk."""

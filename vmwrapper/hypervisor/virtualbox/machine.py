@@ -211,11 +211,9 @@ class VirtualBoxMachine:
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
-        async with self._verbs:
+        async with self._verbs, self._at_rest() as ran:
             with standing():
                 pass  # what was reached by now is in it
-            self._look()
-            ran = self._log.state is Sign.RUNS
             try:
                 await self._snapshots.take()
             except SnapshotFailed as failed:
@@ -225,6 +223,17 @@ class VirtualBoxMachine:
                 raise
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
+
+    @asynccontextmanager
+    async def _at_rest(self) -> AsyncIterator[bool]:
+        """Whether the guest runs, which is at rest then."""
+        self._look()
+        if self._log.state is not Sign.RUNS:
+            yield False
+            return
+        async with self._guest.at_rest(limit_s=LIMIT_S):
+            self._look()
+            yield True
 
     async def verify_snapshot(self, number: int) -> None:
         await self._snapshots.verify(number)

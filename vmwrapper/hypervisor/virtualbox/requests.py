@@ -6,6 +6,8 @@ VirtualBox lets it make no links, and `check` bounds the rest.
 Files need no session: a request is answered however often the guest was reverted, which `guestcontrol` is not.
 """
 
+import asyncio
+import logging
 import os
 import secrets
 import shlex
@@ -18,15 +20,20 @@ from typing import BinaryIO
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import GuestError, GuestSilent, MachineExited
+from vmwrapper.errors import GuestError, GuestSilent, MachineExited, SnapshotFailed
 from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.scripts import script
+
+log = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 0.02
 _LOOKS_GROW_BY = 1.3
 _LONGEST_LOOK_S = 0.5
 _MOST_FILES = 64
+_AGENT, _REST = "agent", "rest"
+_KEPT = {_AGENT, _REST}
+_REST_LIMIT_S = 10.0
 SLOWEST_BYTES_PER_S = 50_000
 """Busybox's SHA-256, where there is no hardware virtualization."""
 
@@ -40,7 +47,8 @@ class Requests:
         self._clock = clock
         self._most_bytes = most_bytes
         self._script = script("guest.sh")
-        self._open = {"agent"}
+        self._open = {*_KEPT}
+        self._begins = asyncio.Lock()
         self.machine_runs = False
 
     def begin(self) -> None:
@@ -51,7 +59,7 @@ class Requests:
                 for path in folder.iterdir():
                     _remove(path)
         with writing(self._in):
-            (self._in / "agent.sh").write_text(script("agent.sh"))
+            (self._in / f"{_AGENT}.sh").write_text(script("agent.sh"))
 
     @asynccontextmanager
     async def answered(
@@ -63,7 +71,8 @@ class Requests:
         read what has come; MachineExited.
         """
         nonce = secrets.token_hex(16)
-        self._open.add(nonce)
+        async with self._begins:
+            self._open.add(nonce)
         try:
             await to_thread_and_back(self._sweep)
             await to_thread_and_back(self._ask, nonce, words, body)
@@ -72,6 +81,36 @@ class Requests:
         finally:
             self._open.remove(nonce)
             await to_thread_and_back(self._sweep)
+
+    @asynccontextmanager
+    async def at_rest(self, *, limit_s: float) -> AsyncIterator[None]:
+        """Have the guest touch neither folder for the next seconds, in which its snapshot is to be taken.
+
+        Raises SnapshotFailed where it is busy with a request for longer than `limit_s`.
+        """
+        async with self._begins:
+            try:
+                async with asyncio.timeout(limit_s):
+                    while self._open != _KEPT:  # noqa: ASYNC110  (many things change it)
+                        await asyncio.sleep(_FIRST_LOOK_S)
+            except TimeoutError as error:
+                raise SnapshotFailed("the guest is busy with a command") from error
+            await self._rest()
+            yield
+
+    async def _rest(self) -> None:
+        wish, said = self._in / _REST, self._out / _REST
+        with writing(wish):
+            wish.touch()
+        try:
+            async with asyncio.timeout(_REST_LIMIT_S):
+                while not said.exists():  # noqa: ASYNC110  (nothing tells it)
+                    await asyncio.sleep(_FIRST_LOOK_S)
+        except TimeoutError:
+            log.debug("The guest does not come to rest for a snapshot")
+        finally:
+            for path in (wish, said):
+                _remove(path)
 
     def _ask(self, nonce: str, words: Sequence[str], body: Iterable[bytes]) -> None:
         request = self._in / f"{nonce}.request"
