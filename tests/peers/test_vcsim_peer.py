@@ -56,9 +56,7 @@ class Guest:
 
     def __getattr__(self, name: str) -> Any:
         """Any operation on files or processes by its name, with arguments after machine and login."""
-        manager = next(
-            found for found in (self.files, self.processes) if hasattr(type(found), name)
-        )
+        manager = next(found for found in (self.files, self.processes) if hasattr(type(found), name))
         return partial(getattr(manager, name), self._machine, self._auth)
 
     @property
@@ -71,7 +69,7 @@ class Guest:
 
     def put(self, path: str, content: bytes) -> None:
         attributes = vim.vm.guest.FileManager.PosixFileAttributes(permissions=0o640)
-        offered = self.InitiateFileTransferToGuest(path, attributes, len(content), True)
+        offered = self.InitiateFileTransferToGuest(path, attributes, len(content), True)  # noqa: FBT003  (pyvmomi has it so)
         self._move(offered, content)
 
     def get(self, path: str) -> bytes:

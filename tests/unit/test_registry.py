@@ -25,6 +25,7 @@ class Probed(MemoryHypervisor):
         usable: bool = True,
         accelerated: bool = True,
         needs_login: bool = False,
+        shows_password: bool = False,
         guest_commands: bool = True,
         shared_folder: bool = True,
         suffix: str = ".memory",
@@ -36,6 +37,7 @@ class Probed(MemoryHypervisor):
         self._accelerated = accelerated
         self._changed = {
             "needs_login": needs_login,
+            "shows_password": shows_password,
             "guest_commands": guest_commands,
             "shared_folder": shared_folder,
         }
@@ -122,6 +124,7 @@ def test_who_needs_a_login_or_another_image_is_unfit(tmp_path: Path) -> None:
     assert unfit(Probed("first", suffix=".vdi")) is None
     assert unfit(Probed("first", suffix=".vdi", needs_login=True)) == "the job has no <password>"
     assert unfit(Probed("first", suffix=".vmguest")) == "it runs no image like disk"
+    assert "asked for by its name" in str(unfit(Probed("first", suffix=".vdi", shows_password=True)))
     named = partial(why_unfit, Task(line=1, vm="disk.vdi", innerjob="program", password="x"), tmp_path.joinpath)
     assert named(Probed("first", suffix=".vdi", needs_login=True)) is None
     assert named(Probed("first", suffix=".vmguest")) == "it runs no image like disk.vdi"

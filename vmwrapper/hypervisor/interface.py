@@ -35,6 +35,8 @@ class Abilities:
     """Commands are run in the guest, and files copied: a job needs it."""
     needs_login: bool = False
     """They are given in the name of a user of the guest, by the machine's `login`, but in an image made for it."""
+    shows_password: bool = False
+    """That login's password is seen by other users of the host: so only those get it who name the hypervisor."""
     memory_snapshots: bool = False
     """A snapshot contains the guest's memory, so that a restart goes on where it was taken."""
     live_snapshots: bool = False

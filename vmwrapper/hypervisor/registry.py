@@ -9,6 +9,7 @@ from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Abilities, Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
+from vmwrapper.hypervisor.vmware.vmrun.backend import VmrunHypervisor
 from vmwrapper.job.model import Task
 from vmwrapper.job.resolve import Resolve, find_image
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def all_hypervisors() -> tuple[Hypervisor, ...]:
     """One of each, in the order of preference among equals."""
-    return (QemuHypervisor(), VirtualBoxHypervisor())
+    return (QemuHypervisor(), VirtualBoxHypervisor(), VmrunHypervisor())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ def why_unfit(task: Task, resolve: Resolve, hypervisor: Hypervisor) -> str | Non
     """Why the hypervisor can't run the task anywhere, or None."""
     if hypervisor.abilities.needs_login and not task.password and not task.self_running:
         return "the job has no <password>"
+    if hypervisor.abilities.shows_password:
+        return "it shows the guest's password to others on this computer, so it has to be asked for by its name"
     image = find_image(task.vm, resolve, hypervisor.image_suffixes)
     if image is None or image.suffix not in hypervisor.image_suffixes:
         return f"it runs no image like {task.vm}"

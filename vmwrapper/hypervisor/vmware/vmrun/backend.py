@@ -55,7 +55,12 @@ class VmrunHypervisor:
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities(guest_commands=True, needs_login=True, memory_snapshots=self._product in ("ws", "fusion"))
+        return Abilities(
+            guest_commands=True,
+            needs_login=True,
+            shows_password=True,
+            memory_snapshots=self._product in ("ws", "fusion"),
+        )
 
     async def probe(self, clock: RunningClock) -> ProbeResult:
         program = await self._program()
