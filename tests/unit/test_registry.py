@@ -82,7 +82,7 @@ async def test_one_that_can_not_be_used_is_passed_over(caplog: pytest.LogCapture
 
 
 async def test_where_none_can_be_used_all_say_why() -> None:
-    with pytest.raises(NoUsableHypervisor, match="second: it is unfit; first: first is broken"):
+    with pytest.raises(NoUsableHypervisor, match="first is broken; second not, since it is unfit"):
         await chosen(
             Probed("first", usable=False),
             Probed("second"),

@@ -71,6 +71,7 @@ class Registry:
     def __init__(self, hypervisors: tuple[Hypervisor, ...]) -> None:
         self._hypervisors = hypervisors
         self._results: dict[str, ProbeResult] = {}
+        self._said: set[str] = set()
 
     def named(self, wanted: str | None) -> Sequence[Hypervisor]:
         """All of this name, or all for none. Raises JobError where there are none."""
@@ -111,9 +112,14 @@ class Registry:
                 break
             against[hypervisor.name] = "it has no hardware acceleration"
         if not usable:
-            raise NoUsableHypervisor("; ".join(f"{name}: {reason}" for name, reason in against.items()))
+            probed = [reason for name, reason in against.items() if name in self._results]
+            unfit = [f"{name} not, since {reason}" for name, reason in against.items() if name not in self._results]
+            raise NoUsableHypervisor("; ".join([*probed, *unfit]))
         chosen = max(usable, key=lambda one: self._results[one.name].accelerated)
-        log.info("Using %s: %s", chosen.name, self._why(chosen, wanted, against))
+        why = f"Using {chosen.name}: {self._why(chosen, wanted, against)}"
+        if why not in self._said:  # of an earlier task
+            self._said.add(why)
+            log.info("%s", why)
         return chosen
 
     def _why(self, chosen: Hypervisor, wanted: Wanted, against: dict[str, str]) -> str:
