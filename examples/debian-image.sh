@@ -9,25 +9,31 @@ release=${RELEASE:-bookworm}
 packages=linux-image-amd64,initramfs-tools,systemd-sysv,udev,kmod,e2fsprogs,mount,xxhash${PACKAGES:+,$PACKAGES}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM HUP
 
 # What vmwrapper asks is done by an agent, which the guest finds in the first of two shared folders.
 cat >"$work/agent" <<'END'
 #!/bin/sh
+set -e
 export home=/run/.vmwrapper-agent in=/run/.vmwrapper-agent/in out=/run/.vmwrapper-agent/out
 umask 077
 mkdir -p $in $out
-mount -t vboxsf -o ro vmwrapper-requests $in
-mount -t vboxsf vmwrapper-answers $out
-exec sh $in/agent.sh
+mountpoint -q $in || mount -t vboxsf -o ro vmwrapper-requests $in
+mountpoint -q $out || mount -t vboxsf vmwrapper-answers $out
+cp $in/agent.sh $home/
+exec sh $home/agent.sh
 END
 cat >"$work/unit" <<'END'
 [Unit]
 Description=Does what vmwrapper asks
 ConditionVirtualization=oracle
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/usr/local/sbin/vmwrapper-agent
 KillMode=process
+Restart=on-failure
+RestartSec=1
 
 [Install]
 WantedBy=multi-user.target

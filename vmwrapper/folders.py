@@ -1,6 +1,8 @@
 """Where vmwrapper keeps what outlives a job, and what does not."""
 
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 MACHINE_FOLDER = ".vmwrapper"
@@ -22,3 +24,11 @@ def cache_folder() -> Path:
 def image_folder() -> Path:
     """The folder in which base images are looked for by name, and into which `vmwrapper image build` puts its own."""
     return cache_folder() / "images"
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder as far as that is possible, also one in which a guest has forbidden that."""
+    for path, _, _ in os.walk(folder):
+        with suppress(OSError):
+            os.chmod(path, 0o700)  # noqa: PTH101  (as os.walk has it)
+    shutil.rmtree(folder, ignore_errors=True)

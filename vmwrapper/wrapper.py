@@ -18,7 +18,7 @@ from vmwrapper.clock import RunningClock, next_second
 from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import AbortRequested, HostDiskFailed, JobError, QuitRequested, TemporaryFailure, VmwrapperError
 from vmwrapper.exit_status import ExitStatus
-from vmwrapper.folders import MACHINE_FOLDER
+from vmwrapper.folders import MACHINE_FOLDER, remove_tree
 from vmwrapper.hypervisor.interface import Hypervisor, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.registry import Registry, Wanted, needs_of, why_unfit
 from vmwrapper.job.model import Job, Task
@@ -340,7 +340,7 @@ def _has_checkpoints(slot: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
 
 
 def _earlier_backends(record: Record | None, tasks: int) -> Sequence[str | None]:

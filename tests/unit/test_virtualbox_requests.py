@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,13 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest_asyncio.fixture
-async def requests(place: Place) -> Requests:
-    requests = Requests(place, RunningClock(), most_bytes=MOST_BYTES)
+async def clock() -> RunningClock:
+    return RunningClock()
+
+
+@pytest_asyncio.fixture
+async def requests(place: Place, clock: RunningClock) -> Requests:
+    requests = Requests(place, clock, most_bytes=MOST_BYTES, rest_s=2)
     requests.begin()
     return requests
 
@@ -160,6 +166,35 @@ async def test_it_rests_for_a_snapshot(running: VirtualBoxGuest, place: Place) -
         async with running.at_rest(limit_s=0.2):
             pass
     assert (await busy).status == 0
+
+
+async def test_a_second_agent_does_nothing(running: VirtualBoxGuest, place: Place, tmp_path: Path) -> None:
+    environment = {"home": str(place.folder / "home"), "in": str(place.requests), "out": str(place.answers)}
+    await running.ready(limit_s=LIMIT_S)
+    second = await asyncio.create_subprocess_exec(
+        "sh", place.requests / "agent.sh", env={**os.environ, **environment}, start_new_session=True
+    )
+    assert await asyncio.wait_for(second.wait(), LIMIT_S) == 0
+    await running.run(["sh", "-c", f"echo x >>{tmp_path}/once"], limit_s=LIMIT_S)
+    assert (tmp_path / "once").read_text() == "x\n"
+
+
+async def test_an_answer_is_read_while_the_clock_stands(running: VirtualBoxGuest, clock: RunningClock) -> None:
+    asked = asyncio.create_task(running.run(["true"], limit_s=LIMIT_S))
+    await asyncio.sleep(0.05)
+    clock.stop()
+    assert (await asyncio.wait_for(asked, LIMIT_S)).status == 0
+
+
+def test_what_a_guest_has_made_unwritable_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    (tmp_path / "folder/inner/file").touch()
+    (tmp_path / "folder/inner").chmod(0o500)
+    (tmp_path / "folder").chmod(0o500)
+    script = "import pathlib, sys, vmwrapper.folders; vmwrapper.folders.remove_tree(pathlib.Path(sys.argv[1]))"
+    without_override = ["setpriv", "--bounding-set=-dac_override"]
+    subprocess.run([*without_override, sys.executable, "-c", script, tmp_path / "folder"], check=True)
+    assert not (tmp_path / "folder").exists()
 
 
 async def test_a_guest_that_does_not_come_to_rest(guest: VirtualBoxGuest, requests: Requests, place: Place) -> None:

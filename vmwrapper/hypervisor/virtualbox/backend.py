@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import HostDiskFailed, NoUsableHypervisor, ProcessFailed, TemporaryFailure
-from vmwrapper.folders import cache_folder
+from vmwrapper.folders import cache_folder, remove_tree
 from vmwrapper.hypervisor.host import check_free_memory, host_processor
 from vmwrapper.hypervisor.interface import MIB, Abilities, Leftover, Machine, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.virtualbox import left, registered, spare, trial
@@ -34,6 +33,7 @@ _OLDEST_VERSION = (7, 0)
 _TRIAL_LIMIT_S = 7.5  # of a probe's 10; what was begun must be ended, too
 _VERSION = re.compile(r"^(\d+\.\d+\.\d+)", re.MULTILINE)
 _MOST_AROUND_BYTES = 64 * MIB
+_REST_S, _MIB_A_SECOND = 5, 100
 _INSTALL = "it is to be had from its maker's site, or as a package of this computer's system"
 
 
@@ -151,7 +151,8 @@ def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningCl
     most_bytes = (spec.memory_mib + spec.scratch_mib) * MIB + _MOST_AROUND_BYTES
     return VirtualBoxGuest(
         GuestControl(manage, place.uuid, login, clock, folder=spec.directory) if login else None,
-        Requests(place, clock, most_bytes=most_bytes),
+        Requests(place, clock, most_bytes=most_bytes, rest_s=_REST_S + spec.memory_mib // _MIB_A_SECOND),
+        is_asked=spec.shared is None,
     )
 
 
@@ -211,6 +212,6 @@ def _sweep(place: Place, shared: Path | None, keeps: bool) -> None:  # noqa: FBT
             if path == shared or (path == place.folder and keeps):
                 continue
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
             else:
                 path.unlink(missing_ok=True)

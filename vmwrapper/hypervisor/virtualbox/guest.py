@@ -42,10 +42,14 @@ class VirtualBoxGuest:
 
     look_s = 10.0
 
-    def __init__(self, control: GuestControl | None, requests: Requests) -> None:
-        """`control` is None where nobody may log in: then the guest's image has to start the agent."""
+    def __init__(self, control: GuestControl | None, requests: Requests, *, is_asked: bool = True) -> None:
+        """`control` is None where nobody may log in: then the guest's image has to start the agent.
+
+        `is_asked` is whether anything ever will be, as not of a guest that works by itself.
+        """
         self._control = control
         self._requests = requests
+        self._is_asked = is_asked
         self._has_agent = False
 
     def begin(self) -> None:
@@ -58,7 +62,7 @@ class VirtualBoxGuest:
 
     def reverted(self) -> None:
         """To be told when it goes on from a snapshot, whose agent it has."""
-        self._has_agent, self._requests.machine_runs = True, True
+        self._has_agent, self._requests.machine_runs = self._is_asked, True
 
     def ended(self) -> None:
         """To be told when it is off."""

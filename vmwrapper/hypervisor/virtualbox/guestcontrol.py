@@ -35,7 +35,8 @@ in=$home/in out=$home/out
 mkdir -p $in $out
 mount -t vboxsf -o ro {REQUESTS} $in && mount -t vboxsf {ANSWERS} $out || exit 1
 export home in out
-setsid sh $in/agent.sh </dev/null >/dev/null 2>&1 &
+cp $in/agent.sh $home/ || exit 1
+setsid sh $home/agent.sh </dev/null >/dev/null 2>&1 &
 : >$home/started
 """
 

@@ -36,6 +36,7 @@ _POWER_OFF_LIMIT_S = 2.0
 _FIRST_LOOK_S = 0.02
 _PAUSE_S = 0.2
 _LOOK_S = 0.5
+_BUSY_LIMIT_S = 10.0
 _DEVICES_BYTES = 64 * MIB
 _LEAST_FREE_BYTES = 8 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
@@ -211,7 +212,9 @@ class VirtualBoxMachine:
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
-        async with self._verbs, self._at_rest() as ran:
+        async with self._at_rest(), self._verbs:
+            self._look()
+            ran = self._log.state is Sign.RUNS
             with standing():
                 pass  # what was reached by now is in it
             try:
@@ -225,15 +228,14 @@ class VirtualBoxMachine:
                 raise await _broken(process, failed) from failed
 
     @asynccontextmanager
-    async def _at_rest(self) -> AsyncIterator[bool]:
-        """Whether the guest runs, which is at rest then."""
+    async def _at_rest(self) -> AsyncIterator[None]:
+        """The guest, if it runs."""
         self._look()
         if self._log.state is not Sign.RUNS:
-            yield False
+            yield
             return
-        async with self._guest.at_rest(limit_s=LIMIT_S):
-            self._look()
-            yield True
+        async with self._guest.at_rest(limit_s=_BUSY_LIMIT_S):
+            yield
 
     async def verify_snapshot(self, number: int) -> None:
         await self._snapshots.verify(number)
@@ -274,7 +276,14 @@ class VirtualBoxMachine:
             self._look()
             self._console.bound()
             self._guest.check()
+            self._check_disk()
             await asyncio.sleep(_LOOK_S)
+
+    def _check_disk(self) -> None:
+        """A guest may fill it by files that it has deleted, and so nobody sees."""
+        with suppress(FileNotFoundError):  # somebody has deleted the slot
+            if shutil.disk_usage(self._place.folder).free < _LEAST_FREE_BYTES:
+                raise HostDiskFailed(f"less than {_LEAST_FREE_BYTES // MIB} MiB are free for the machine's files")
 
     def _look(self) -> None:
         self._signs()

@@ -44,7 +44,7 @@ class Place:
 
     @property
     def requests(self) -> Path:
-        """A folder that the guest reads, where its login is known."""
+        """A folder that the guest reads."""
         return self.folder / "requests"
 
     @property

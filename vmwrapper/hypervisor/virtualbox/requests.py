@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import shlex
-import shutil
 import stat
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +20,7 @@ from typing import BinaryIO
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import GuestError, GuestSilent, MachineExited, SnapshotFailed
+from vmwrapper.folders import remove_tree
 from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.scripts import script
@@ -41,11 +41,12 @@ SLOWEST_BYTES_PER_S = 50_000
 class Requests:
     """Those to one machine's guest."""
 
-    def __init__(self, place: Place, clock: RunningClock, *, most_bytes: int) -> None:
-        """`most_bytes` is what a guest may write at once."""
+    def __init__(self, place: Place, clock: RunningClock, *, most_bytes: int, rest_s: int) -> None:
+        """`most_bytes` is what a guest may write at once; `rest_s` how long it is at rest for a snapshot."""
         self._in, self._out = place.requests, place.answers
         self._clock = clock
         self._most_bytes = most_bytes
+        self._rest_s = rest_s
         self._script = script("guest.sh")
         self._open = {*_KEPT}
         self._begins = asyncio.Lock()
@@ -56,6 +57,7 @@ class Requests:
         for folder in (self._in, self._out):
             with writing(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)  # of which a guest may have thought otherwise
                 for path in folder.iterdir():
                     _remove(path)
         with writing(self._in):
@@ -67,8 +69,8 @@ class Requests:
     ) -> AsyncIterator[tuple[str, BinaryIO]]:
         """Have guest.sh do what its arguments say, behind the nonce, which is the first; and the answer, to be read.
 
-        Raises GuestSilent, beginning with `what`, after `limit_s` in which nothing came, and the time that it takes to
-        read what has come; MachineExited.
+        Raises GuestSilent, beginning with `what`, after `limit_s` and the time that it takes to read and send what has
+        come; MachineExited.
         """
         nonce = secrets.token_hex(16)
         async with self._begins:
@@ -100,8 +102,9 @@ class Requests:
 
     async def _rest(self) -> None:
         wish, said = self._in / _REST, self._out / _REST
+        _remove(said)  # it may have come too late for the last one
         with writing(wish):
-            wish.touch()
+            wish.write_text(f"{self._rest_s}\n")
         try:
             async with asyncio.timeout(_REST_LIMIT_S):
                 while not said.exists():  # noqa: ASYNC110  (nothing tells it)
@@ -124,44 +127,52 @@ class Requests:
 
     async def _answer(self, nonce: str, what: str, limit_s: float) -> BinaryIO:
         answer, part = self._out / f"{nonce}.answer", self._out / f"{nonce}.part"
-        look_s, heard_s, size = _FIRST_LOOK_S, self._clock.elapsed_s, 0
+        look_s, began_s, size = _FIRST_LOOK_S, self._clock.elapsed_s, 0
         while (file := _opened(answer)) is None:
             if not self.machine_runs:
                 raise MachineExited("the machine does not run")
-            if (grown := _size(part)) != size:
-                heard_s, size = self._clock.elapsed_s, grown
-            left_s = heard_s + limit_s + size / SLOWEST_BYTES_PER_S - self._clock.elapsed_s
+            size = min(max(size, _size(part)), self._most_bytes)
+            left_s = began_s + limit_s + 2 * size / SLOWEST_BYTES_PER_S - self._clock.elapsed_s
             if left_s <= 0:
                 raise GuestSilent(f"{what} within {limit_s:g} s")
-            await self._clock.sleep(min(look_s, left_s))
+            await asyncio.sleep(min(look_s, left_s))  # also while the clock stands, for what has just come
             look_s = min(look_s * _LOOKS_GROW_BY, _LONGEST_LOOK_S)
         return file
 
     def _sweep(self) -> None:
         """Remove what nobody waits for any more."""
         for folder in (self._in, self._out):
-            for path in folder.iterdir():
-                if path.name.partition(".")[0] not in self._open:
-                    _remove(path)
+            with suppress(OSError):  # somebody has deleted the slot, which others say
+                for path in folder.iterdir():
+                    if path.name.partition(".")[0] not in self._open:
+                        _remove(path)
 
     def check(self) -> None:
         """Raise GuestError where a guest has written what it never has to. To be called now and then."""
         with suppress(FileNotFoundError), os.scandir(self._out) as found:
             total = 0
             for number, entry in enumerate(found, 1):
-                state = entry.stat(follow_symlinks=False)
-                total += state.st_size
-                if number > _MOST_FILES or total > self._most_bytes or not stat.S_ISREG(state.st_mode):
+                mode, size = _mode_and_size(entry)
+                total += size
+                if number > _MOST_FILES or total > self._most_bytes or not stat.S_ISREG(mode):
                     raise GuestError("the guest fills the host's disk instead of answering")
 
 
 def _remove(path: Path) -> None:
     """What a hostile guest may have made, or is still writing to. What can't be removed `check` finds."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def _mode_and_size(entry: "os.DirEntry[str]") -> tuple[int, int]:
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:  # it has another name by now
+        return stat.S_IFREG, 0
+    return found.st_mode, found.st_size
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,7 @@ import psutil
 log = logging.getLogger(__name__)
 
 _NAME = "VBoxSVC"
-_NEEDS_NOTHING = {_NAME, "VBoxXPCOMIPCD", "VBoxManage"}
+_NEEDS_NOTHING = {_NAME, "VBoxXPCOMIPCD", "VBoxManage", "VBoxService", "VBoxClient", "VBoxDRMClient"}
 """Who else is there may have a machine, or be a user's window on some."""
 _ITS = ("VBOX_USER_HOME", "VBOX_IPC_SOCKETID")
 _ENDING_LIMIT_S = 5.0
