@@ -302,8 +302,8 @@ def test_check_and_probe_answer(tmp_path: Path) -> None:
     assert bad.returncode == 206
     assert "line 3" in bad.stderr
     assert "<innerjob>" in bad.stderr
-    qemu, virtualbox = json.loads(vmwrapper("probe", "--json").stdout)
-    assert (qemu["name"], virtualbox["name"]) == ("qemu", "virtualbox")
+    qemu, virtualbox, vmware = json.loads(vmwrapper("probe", "--json").stdout)
+    assert (qemu["name"], virtualbox["name"], vmware["name"]) == ("qemu", "virtualbox", "vmware")
     assert qemu["usable"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", qemu["version"])
 

@@ -30,9 +30,10 @@ from vmwrapper.errors import (
     SnapshotUnusable,
     TemporaryFailure,
 )
+from vmwrapper.hypervisor import serial_file
 from vmwrapper.hypervisor.interface import Machine, MachineSpec, Snapshot
-from vmwrapper.hypervisor.virtualbox import console, service
 from vmwrapper.hypervisor.virtualbox import machine as machines
+from vmwrapper.hypervisor.virtualbox import service
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 from vmwrapper.hypervisor.virtualbox.place import place_of
 from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage
@@ -576,18 +577,18 @@ class TestGuests:
     async def test_floods_its_console(
         self, hypervisor: VirtualBoxHypervisor, slot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(console, "MOST_BYTES", 64 * 1024)
+        monkeypatch.setattr(serial_file, "MOST_BYTES", 64 * 1024)
         image = image_of(tmp_path, boot_sector.boot_sector(timer_ticks=0, rests=False))
         async with running(hypervisor, slot, image) as machine:
             watch = asyncio.create_task(machine.watch())
             file = place(slot).console
             most = 0
             ends_at_s = time.monotonic() + LIMIT_S
-            while file.stat().st_size < 5 * console.MOST_BYTES:
+            while file.stat().st_size < 5 * serial_file.MOST_BYTES:
                 assert time.monotonic() < ends_at_s
                 most = max(most, file.stat().st_blocks * 512)
                 await asyncio.sleep(0.05)
-            assert most < 4 * console.MOST_BYTES
+            assert most < 4 * serial_file.MOST_BYTES
             assert machine.console_tail
             watch.cancel()
             with suppress(asyncio.CancelledError):

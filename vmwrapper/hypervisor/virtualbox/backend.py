@@ -152,7 +152,6 @@ def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningCl
     return VirtualBoxGuest(
         GuestControl(manage, place.uuid, login, clock, folder=spec.directory) if login else None,
         Requests(place, clock, most_bytes=most_bytes, rest_s=_REST_S + spec.memory_mib // _MIB_A_SECOND),
-        is_asked=spec.shared is None,
     )
 
 

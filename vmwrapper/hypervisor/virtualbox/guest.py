@@ -42,15 +42,13 @@ class VirtualBoxGuest:
 
     look_s = 10.0
 
-    def __init__(self, control: GuestControl | None, requests: Requests, *, is_asked: bool = True) -> None:
-        """`control` is None where nobody may log in: then the guest's image has to start the agent.
-
-        `is_asked` is whether anything ever will be, as not of a guest that works by itself.
-        """
+    def __init__(self, control: GuestControl | None, requests: Requests) -> None:
+        """`control` is None where nobody may log in: then the guest's image has to start the agent."""
         self._control = control
         self._requests = requests
-        self._is_asked = is_asked
         self._has_agent = False
+        """It has answered since the machine was started."""
+        self._is_reverted = False
 
     def begin(self) -> None:
         """To be called once the machine's folder is there. Blocks."""
@@ -58,11 +56,11 @@ class VirtualBoxGuest:
 
     def booted(self) -> None:
         """To be told when the machine is powered on."""
-        self._has_agent, self._requests.machine_runs = False, True
+        self._is_reverted, self._has_agent, self._requests.machine_runs = False, False, True
 
     def reverted(self) -> None:
         """To be told when it goes on from a snapshot, whose agent it has."""
-        self._has_agent, self._requests.machine_runs = self._is_asked, True
+        self._is_reverted, self._has_agent, self._requests.machine_runs = True, False, True
 
     def ended(self) -> None:
         """To be told when it is off."""
@@ -83,7 +81,7 @@ class VirtualBoxGuest:
 
     async def ready(self, *, limit_s: float) -> None:
         try:
-            if self._control and not self._has_agent:
+            if self._control and not self._is_reverted and not self._has_agent:
                 await self._control.start_agent(limit_s=limit_s)
             await self._asked("hello", limit_s=limit_s)
         except GuestSilent as error:
