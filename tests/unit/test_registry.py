@@ -106,6 +106,12 @@ async def test_a_name_leaves_no_choice() -> None:
         await chosen(Probed("first"), slow, wanted=Wanted(name="third"))
 
 
+async def test_one_that_shows_passwords_has_to_be_asked_for_by_its_name() -> None:
+    shows = Probed("shows", shows_password=True)
+    assert await chosen(shows, Probed("slow", accelerated=False)) == "slow"
+    assert await chosen(shows, Probed("slow"), wanted=Wanted(name="shows")) == "shows"
+
+
 async def test_where_all_are_unfit_one_is_chosen_to_say_what_is_wrong() -> None:
     assert await chosen(Probed("first"), Probed("second"), wanted=Wanted(unfit=lambda _: "it is unfit")) == "first"
 
@@ -124,7 +130,6 @@ def test_who_needs_a_login_or_another_image_is_unfit(tmp_path: Path) -> None:
     assert unfit(Probed("first", suffix=".vdi")) is None
     assert unfit(Probed("first", suffix=".vdi", needs_login=True)) == "the job has no <password>"
     assert unfit(Probed("first", suffix=".vmguest")) == "it runs no image like disk"
-    assert "asked for by its name" in str(unfit(Probed("first", suffix=".vdi", shows_password=True)))
     named = partial(why_unfit, Task(line=1, vm="disk.vdi", innerjob="program", password="x"), tmp_path.joinpath)
     assert named(Probed("first", suffix=".vdi", needs_login=True)) is None
     assert named(Probed("first", suffix=".vmguest")) == "it runs no image like disk.vdi"

@@ -44,8 +44,6 @@ def why_unfit(task: Task, resolve: Resolve, hypervisor: Hypervisor) -> str | Non
     """Why the hypervisor can't run the task anywhere, or None."""
     if hypervisor.abilities.needs_login and not task.password and not task.self_running:
         return "the job has no <password>"
-    if hypervisor.abilities.shows_password:
-        return "it shows the guest's password to others on this computer, so it has to be asked for by its name"
     image = find_image(task.vm, resolve, hypervisor.image_suffixes)
     if image is None or image.suffix not in hypervisor.image_suffixes:
         return f"it runs no image like {task.vm}"
@@ -96,6 +94,7 @@ class Registry:
         against: dict[str, str] = {}
         fit = []
         candidates = self.candidates(wanted.name, wanted.needs)
+        candidates = [one for one in candidates if wanted.name or not one.abilities.shows_password]
         for hypervisor in candidates:
             if reason := wanted.unfit(hypervisor):
                 against[hypervisor.name] = reason
