@@ -30,9 +30,6 @@ done
 """
 """A program that never ends, and counts in the file `count` of its datadir."""
 
-_LIMIT_S = 120.0
-"""Where VirtualBox interprets its guests, each of their processes takes a part of a second."""
-
 
 class Subject(Protocol):
     """A hypervisor, and the hands of a guest's user or a host's owner."""
@@ -41,6 +38,8 @@ class Subject(Protocol):
     ends_within_s: float
     """Whatever happens, the end of a machine's block; also each verb."""
     boots_within_s: float
+    answers_within_s: float
+    """Each request to its guest."""
     login: Login | None
 
     def hypervisor(self) -> Hypervisor:
@@ -79,6 +78,7 @@ class _Commanded:
 
     ends_within_s = 1.0
     boots_within_s = 30.0
+    answers_within_s = 20.0
     login: Login | None = None
 
     async def up(self, machine: Machine, *, limit_s: float) -> None:
@@ -135,20 +135,24 @@ class MemorySubject(_Commanded):
 class _Linux(_Commanded):
     """Of those whose guest is one."""
 
+    async def _sh(self, guest: Guest, script: str) -> None:
+        result = await guest.run(["sh", "-c", script], limit_s=self.answers_within_s)
+        assert result.status == 0, result.stderr
+
     async def make_folder(self, guest: Guest, path: str) -> None:
-        await _sh(guest, f"mkdir {shlex.quote(path)}")
+        await self._sh(guest, f"mkdir {shlex.quote(path)}")
 
     async def make_link(self, guest: Guest, path: str, target: str) -> None:
-        await _sh(guest, f"ln -s {shlex.quote(target)} {shlex.quote(path)}")
+        await self._sh(guest, f"ln -s {shlex.quote(target)} {shlex.quote(path)}")
 
     async def is_executable(self, guest: Guest, path: str) -> bool:
-        return (await guest.run(["test", "-x", path], limit_s=_LIMIT_S)).status == 0
+        return (await guest.run(["test", "-x", path], limit_s=self.answers_within_s)).status == 0
 
     async def say(self, machine: Machine, words: bytes) -> None:
-        await machine.guest.run(["sh", "-c", "cat >/dev/console"], stdin=words, limit_s=_LIMIT_S)
+        await machine.guest.run(["sh", "-c", "cat >/dev/console"], stdin=words, limit_s=self.answers_within_s)
 
     async def uptime_s(self, machine: Machine) -> float:
-        result = await machine.guest.run(["cat", "/proc/uptime"], limit_s=_LIMIT_S)
+        result = await machine.guest.run(["cat", "/proc/uptime"], limit_s=self.answers_within_s)
         return float(result.stdout.split()[0])
 
 
@@ -180,6 +184,7 @@ class VirtualBoxSubject:
 
     ends_within_s = 15.0  # its service stalls for ten, once in some hundred calls
     boots_within_s = 30.0
+    answers_within_s = 20.0
     login = None
 
     def __init__(self) -> None:
@@ -217,6 +222,7 @@ class VirtualBoxLinuxSubject(_Linux):
 
     ends_within_s = 15.0
     boots_within_s = 90.0
+    answers_within_s = 120.0
     login = Login(virtualbox_linux.USER, virtualbox_linux.PASSWORD)
 
     def __init__(self) -> None:
@@ -248,11 +254,6 @@ def _in_memory(machine: Machine) -> MemoryMachine:
 def _files(guest: Guest) -> dict[str, GuestFile]:
     assert isinstance(guest, MemoryGuest)
     return guest.files
-
-
-async def _sh(guest: Guest, script: str) -> None:
-    result = await guest.run(["sh", "-c", script], limit_s=_LIMIT_S)
-    assert result.status == 0, result.stderr
 
 
 async def _last_command(guest: Guest, script: str) -> None:

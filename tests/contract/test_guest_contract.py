@@ -16,7 +16,6 @@ from .subjects import Subject, host_files
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.guest_commands]
 
-LIMIT_S = 120.0
 LARGE = 8 * MIB
 """From here on a backend may take another road."""
 NAMES = [
@@ -56,50 +55,57 @@ async def get(guest: Guest, folder: str, names: list[str], into: Path, *, limit_
     return {name: places[name].read_bytes() for name in arrived}
 
 
+@pytest.fixture
+def limit_s(subject: Subject) -> float:
+    return subject.answers_within_s
+
+
 class TestCommands:
     @pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
-    async def test_status(self, guest: Guest, command: str, status: int) -> None:
-        result = await guest.run([command], limit_s=LIMIT_S)
+    async def test_status(self, guest: Guest, command: str, status: int, limit_s: float) -> None:
+        result = await guest.run([command], limit_s=limit_s)
         assert (result.status, result.stdout, result.stderr) == (status, b"", b"")
 
-    async def test_input_and_output_are_bytes(self, guest: Guest) -> None:
+    async def test_input_and_output_are_bytes(self, guest: Guest, limit_s: float) -> None:
         said = bytes(range(256))
-        result = await guest.run(["cat"], stdin=said, limit_s=LIMIT_S)
+        result = await guest.run(["cat"], stdin=said, limit_s=limit_s)
         assert (result.status, result.stdout, result.stderr) == (0, said, b"")
 
-    async def test_64_kib_of_input(self, guest: Guest) -> None:
+    async def test_64_kib_of_input(self, guest: Guest, limit_s: float) -> None:
         said = random.Random(1).randbytes(64 * 1024)
-        assert (await guest.run(["cat"], stdin=said, limit_s=LIMIT_S)).stdout == said
+        assert (await guest.run(["cat"], stdin=said, limit_s=limit_s)).stdout == said
 
-    async def test_512_kib_of_output(self, guest: Guest, folder: str, tmp_path: Path) -> None:
+    async def test_512_kib_of_output(self, guest: Guest, folder: str, tmp_path: Path, limit_s: float) -> None:
         said = random.Random(1).randbytes(MIB // 2)
         await guest.put(host_files(tmp_path, {"file": said}), folder)
-        assert (await guest.run(["cat", f"{folder}/file"], limit_s=LIMIT_S)).stdout == said
+        assert (await guest.run(["cat", f"{folder}/file"], limit_s=limit_s)).stdout == said
 
-    async def test_errors_go_to_stderr(self, guest: Guest) -> None:
-        result = await guest.run(["cat", "/nowhere"], limit_s=LIMIT_S)
+    async def test_errors_go_to_stderr(self, guest: Guest, limit_s: float) -> None:
+        result = await guest.run(["cat", "/nowhere"], limit_s=limit_s)
         assert result.status != 0
         assert result.stdout == b""
         assert b"/nowhere" in result.stderr
 
-    async def test_an_argument_is_one_argument(self, guest: Guest) -> None:
-        result = await guest.run(["cat", "/a b; 'c' $HOME"], limit_s=LIMIT_S)
+    async def test_an_argument_is_one_argument(self, guest: Guest, limit_s: float) -> None:
+        result = await guest.run(["cat", "/a b; 'c' $HOME"], limit_s=limit_s)
         assert b"/a b; 'c' $HOME" in result.stderr
 
-    async def test_an_unknown_command(self, guest: Guest) -> None:
+    async def test_an_unknown_command(self, guest: Guest, limit_s: float) -> None:
         with pytest.raises(GuestError, match="no-such-command"):
-            await guest.run(["no-such-command"], limit_s=LIMIT_S)
+            await guest.run(["no-such-command"], limit_s=limit_s)
 
-    async def test_one_that_takes_too_long_and_the_next_one(self, subject: Subject, guest: Guest) -> None:
+    async def test_one_that_takes_too_long_and_the_next_one(
+        self, subject: Subject, guest: Guest, limit_s: float
+    ) -> None:
         started = time.monotonic()
         with pytest.raises(GuestSilent, match=r"0\.3 s"):
             await guest.run(["sleep", "3"], limit_s=0.3)
         assert time.monotonic() - started < subject.ends_within_s
-        assert (await guest.run(["true"], limit_s=LIMIT_S)).status == 0
+        assert (await guest.run(["true"], limit_s=limit_s)).status == 0
 
-    async def test_several_at_once(self, guest: Guest) -> None:
+    async def test_several_at_once(self, guest: Guest, limit_s: float) -> None:
         said = [bytes([number]) * 1000 for number in range(4)]
-        results = await asyncio.gather(*(guest.run(["cat"], stdin=words, limit_s=LIMIT_S) for words in said))
+        results = await asyncio.gather(*(guest.run(["cat"], stdin=words, limit_s=limit_s) for words in said))
         assert [result.stdout for result in results] == said
 
 

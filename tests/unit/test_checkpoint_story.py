@@ -319,8 +319,9 @@ class TestSuspending:
         hypervisor = in_memory(Watched(150, in_snapshot=suspend), answer_s=2)
         assert run(client, hypervisor, JOB) == 0
         assert set(powers) == {Power.PAUSED}
-        assert client.took_s == pytest.approx(3600 + 150, abs=20)
-        assert told(client)
+        checkpoints = len(told(client))
+        assert checkpoints in (1, 2)  # a second one, where the first comes early
+        assert client.took_s == pytest.approx(3600 + 150 + 11 + 2 * checkpoints, abs=3)  # 11 s are for other answers
 
     def test_and_resumed_again_in_the_middle_of_one(self, slot: Path) -> None:
         client = client_of(slot)
