@@ -2,12 +2,15 @@
 
 import hashlib
 import platform
+import shutil
 from pathlib import Path
 
 import psutil
 
-from vmwrapper.errors import HostMemoryShort, JobError
+from vmwrapper.errors import HostDiskFailed, HostMemoryShort, JobError
 from vmwrapper.hypervisor.interface import MIB
+
+_LEAST_FREE_BYTES = 8 * MIB
 
 
 def boot_id() -> str | None:
@@ -40,3 +43,17 @@ def check_free_memory(memory_mib: int) -> None:
         raise HostMemoryShort(
             f"the job wants {memory_mib} MiB of memory, and just now {memory.available // MIB} MiB are free"
         )
+
+
+def check_free_disk(folder: Path) -> None:
+    """Raise HostDiskFailed where hypervisors could not even write their logs, and would say nothing; OSError."""
+    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+        raise HostDiskFailed(f"less than {_LEAST_FREE_BYTES // MIB} MiB are free for the machine's files")
+
+
+def size_if_there(file: Path) -> int:
+    """Of a file that a hypervisor may just have merged into another; 0 then."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0

@@ -3,15 +3,15 @@
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vmwrapper.errors import SnapshotUnusable
 from vmwrapper.hypervisor.interface import Snapshot
+from vmwrapper.hypervisor.saved_state import DIGEST, check_made_by, described
 
 _FILE_NAME = re.compile(r"[a-z]+-[0-9]{1,9}\.qcow2")
-_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,7 @@ class Saved:
         return {names[-1] for names in self.layers.values()}
 
     def snapshot(self) -> Snapshot:
-        facts = asdict(self)
-        del facts["number"]
-        return Snapshot(self.number, json.dumps(facts))
+        return described(self.number, self)
 
     def without(self, layers: Collection[str]) -> "Saved":
         """The same when these have been merged into those below."""
@@ -56,9 +54,7 @@ class Saved:
 
     def check(self, directory: Path, made_by: Mapping[str, str], disks: Collection[str]) -> None:
         """Raise SnapshotUnusable where a machine like that can't use it, or its files are not what they were."""
-        for what, ours in made_by.items():
-            if (theirs := self.made_by.get(what)) != ours:
-                raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
+        check_made_by(self.made_by, made_by)
         if self.layers.keys() != set(disks):
             raise SnapshotUnusable("its machine had other disks")
         try:
@@ -91,7 +87,7 @@ def saved(snapshot: Snapshot) -> Saved:
         return Saved(
             number=snapshot.number,
             state_bytes=_checked(found["state_bytes"], int),
-            state_digest=_matched(found["state_digest"], _DIGEST),
+            state_digest=_matched(found["state_digest"], DIGEST),
             layers=layers,
             layer_bytes={
                 name: _checked(found["layer_bytes"][name], int) for names in layers.values() for name in names

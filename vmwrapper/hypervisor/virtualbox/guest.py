@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import GuestError, GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
+from vmwrapper.errors import GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
-from vmwrapper.hypervisor.checksum import CHECKSUMS, Checksum
+from vmwrapper.hypervisor.checksum import AllChecksums, Checksum
+from vmwrapper.hypervisor.guest_script import Said, said
 from vmwrapper.hypervisor.inputs import Input, archive, in_guest, inputs
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
 from vmwrapper.hypervisor.outputs import Sink, kinds, output
@@ -19,22 +19,10 @@ from vmwrapper.hypervisor.virtualbox.requests import SLOWEST_BYTES_PER_S, Reques
 
 _LOOK_LIMIT_S = 60.0
 _TRANSFER_LIMIT_S = 300.0
-_MOST_OUTPUT_BYTES = 512 * 1024
 _MOST_ANSWER_BYTES = 2 << 20
 _LONGEST_LINE_BYTES = 1 << 16
 _CHUNK_BYTES = 256 * 1024
 _END_OF_ARCHIVE = bytes(1024)
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What guest.sh found. All of it was said by the guest: hostile."""
-
-    status: str
-    """Digits, or a word of the script's."""
-    found: bytes
-    wrong: bytes
-    """What went wrong, or a second answer."""
 
 
 class VirtualBoxGuest:
@@ -90,34 +78,25 @@ class VirtualBoxGuest:
         self._has_agent = True
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
-        said = await self._asked("run", *argv, body=[stdin], limit_s=limit_s)
-        if said.status == "missing":
-            raise GuestError(f"the guest has no command {argv[0]!r}")
-        if len(said.found) > _MOST_OUTPUT_BYTES:
-            raise GuestError(f"the command {argv[0]!r} in the guest printed more than {_MOST_OUTPUT_BYTES} bytes")
-        return CommandResult(_number(said), said.found, said.wrong)
+        return (await self._asked("run", *argv, body=[stdin], limit_s=limit_s)).result(argv[0])
 
     async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
-        said = await self._asked("read", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
-        if said.status == "missing":
-            return None
-        if said.status != "0":
-            raise GuestError(f"the guest can't read {path!r}: {printable(said.wrong)}")
-        return said.found[:limit_bytes]
+        answer = await self._asked("read", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
+        return answer.content(path, limit_bytes=limit_bytes)
 
     async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
-        said = await self._asked("tail", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
-        return said.found[-limit_bytes:] if said.status == "0" else None
+        answer = await self._asked("tail", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
+        return answer.found[-limit_bytes:] if answer.status == "0" else None
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         if not files:
             return
         ours = await asyncio.to_thread(inputs, files)
-        checksum = _Both()
+        checksum = AllChecksums()
         names = [in_guest(file.name) for file in ours]
         body = _packed(ours, checksum)
-        said = _must(await self._asked("receive", *names, directory=directory, body=body, limit_s=_limit_s(ours)))
-        if _text(said.found).partition("\n")[0] not in checksum.lines():
+        answer = await self._asked("receive", *names, directory=directory, body=body, limit_s=_limit_s(ours))
+        if _text(answer.must().found).partition("\n")[0] not in checksum.lines():
             raise TransferFailed("files were damaged on their way into the guest: the checksums differ")
 
     async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
@@ -133,7 +112,7 @@ class VirtualBoxGuest:
 
     async def _asked(
         self, verb: str, *arguments: str, directory: str = ".", body: Iterable[bytes] = (), limit_s: float
-    ) -> _Said:
+    ) -> Said:
         what = f"the command {arguments[0]!r} in the guest did not end" if verb == "run" else "the guest did not answer"
         words = (directory, verb, *arguments)
         async with self._requests.answered(words, what, body=body, limit_s=limit_s) as (nonce, file):
@@ -148,20 +127,20 @@ def _received(nonce: str, file: BinaryIO, files: Mapping[str, Path], limit_bytes
     announced = [output(files[name], line) for name, line in zip(regular, facts, strict=True)]
     if (left := sum(one.size for one in announced)) > limit_bytes:
         raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
-    checksum = _Both()
+    checksum = AllChecksums()
     with closing(Sink(announced, checksum)) as sink:
         sink.open_next()
         while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
             sink.write(chunk)
             left -= len(chunk)
     try:
-        said = _must(_said(nonce, file.read(_MOST_ANSWER_BYTES)))
+        end = _said(nonce, file.read(_MOST_ANSWER_BYTES)).must()
     except TransferFailed as error:
         raise OutputChanged(
             "an output changed its size while it was copied: something in the guest still writes to it"
         ) from error
-    line, *facts_now = _text(said.wrong).split("\n")
-    if left or said.found or facts_now[: len(facts)] != facts:
+    line, *facts_now = _text(end.wrong).split("\n")
+    if left or end.found or facts_now[: len(facts)] != facts:
         raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
     if line not in checksum.lines():
         raise TransferFailed("files were damaged on their way out of the guest: the checksums differ")
@@ -172,27 +151,9 @@ def _line(nonce: str, file: BinaryIO) -> bytes:
     """The next line of an answer. Raises GuestError where the guest says what was wrong instead."""
     line = file.readline(_LONGEST_LINE_BYTES)
     if line == b"\n" or not line.endswith(b"\n"):
-        _must(_said(nonce, line + file.read(_MOST_ANSWER_BYTES)))
+        _said(nonce, line + file.read(_MOST_ANSWER_BYTES)).must()
         raise TransferFailed("the guest does not say what its files are")
     return line[:-1]
-
-
-class _Both:
-    """The checksums of all kinds that a guest may have."""
-
-    def __init__(self) -> None:
-        self._of_kind: Mapping[str, Checksum] = {kind: make() for kind, make in CHECKSUMS.items()}
-
-    def update(self, data: bytes, /) -> None:
-        for checksum in self._of_kind.values():
-            checksum.update(data)
-
-    def hexdigest(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """As guest.sh prints them."""
-        return [f"{kind} {checksum.hexdigest()}" for kind, checksum in self._of_kind.items()]
 
 
 def _packed(files: Sequence[Input], checksum: Checksum) -> Iterable[bytes]:
@@ -201,26 +162,10 @@ def _packed(files: Sequence[Input], checksum: Checksum) -> Iterable[bytes]:
     yield _END_OF_ARCHIVE
 
 
-def _said(nonce: str, answer: bytes) -> _Said:
-    mark = f"\n{nonce} ".encode()
-    if mark not in answer:
-        words = printable(answer[-400:]) or "(nothing)"
-        raise TransferFailed(f"the guest's answer has no end: {words}")
-    found, _, rest = answer.rpartition(mark)
-    status, _, wrong = rest.partition(b"\n")
-    return _Said(printable(status, limit=20), found, wrong)
-
-
-def _must(said: _Said) -> _Said:
-    if said.status != "0":
-        raise GuestError(f"the guest's end of a transfer failed with status {said.status}: {printable(said.wrong)}")
-    return said
-
-
-def _number(said: _Said) -> int:
-    if not said.status.isdecimal() or len(said.status) > 3:
-        raise GuestError(f"the guest does not say how a command ended: {said.status!r}")
-    return int(said.status)
+def _said(nonce: str, answer: bytes) -> Said:
+    if (found := said(answer, nonce)) is None:
+        raise TransferFailed(f"the guest's answer has no end: {printable(answer[-400:]) or '(nothing)'}")
+    return found
 
 
 def _text(said: bytes) -> str:

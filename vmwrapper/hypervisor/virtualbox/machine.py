@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from vmwrapper.errors import (
     SnapshotUnusable,
     VmwrapperError,
 )
+from vmwrapper.hypervisor.host import check_free_disk, size_if_there
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.serial_file import SerialFile
 from vmwrapper.hypervisor.virtualbox.disks import files
@@ -38,7 +38,6 @@ _PAUSE_S = 0.2
 _LOOK_S = 0.5
 _BUSY_LIMIT_S = 10.0
 _DEVICES_BYTES = 64 * MIB
-_LEAST_FREE_BYTES = 8 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
 _CANT_USE = re.compile("VERR_SSM_|VERR_(?!VM_DRIVER_|SUP_)[A-Z_]*(LOAD|VERSION|MISMATCH)")
 """What VirtualBox says where it is the snapshot that it does not start for, and not the host."""
@@ -119,10 +118,7 @@ class VirtualBoxMachine:
 
     async def _start_once(self, sign: Sign, *options: str) -> None:
         with _host_disk():
-            if (
-                shutil.disk_usage(self._place.folder).free < _LEAST_FREE_BYTES
-            ):  # it would say nothing, not even in its log
-                raise HostDiskFailed(f"less than {_LEAST_FREE_BYTES // MIB} MiB are free for the machine's files")
+            check_free_disk(self._place.folder)
             self._console.begin()
             self._place.log.unlink(missing_ok=True)
         self._log = VmLog(self._place.log)
@@ -201,7 +197,7 @@ class VirtualBoxMachine:
         return self._snapshots.all()
 
     def room_for_snapshot(self) -> Room:
-        return Room(state_bytes=self._state_bytes, disks_bytes=sum(map(_size, files(self._place.folder))))
+        return Room(state_bytes=self._state_bytes, disks_bytes=sum(map(size_if_there, files(self._place.folder))))
 
     @property
     def _state_bytes(self) -> int:
@@ -282,8 +278,7 @@ class VirtualBoxMachine:
     def _check_disk(self) -> None:
         """A guest may fill it by files that it has deleted, and so nobody sees."""
         with suppress(FileNotFoundError):  # somebody has deleted the slot
-            if shutil.disk_usage(self._place.folder).free < _LEAST_FREE_BYTES:
-                raise HostDiskFailed(f"less than {_LEAST_FREE_BYTES // MIB} MiB are free for the machine's files")
+            check_free_disk(self._place.folder)
 
     def _look(self) -> None:
         self._signs()
@@ -329,13 +324,6 @@ async def _broken(process: Child, failed: ProcessFailed) -> VmwrapperError:
             await process.ended()
             return MachineExited(f"VirtualBox ended; it said: {process.last_words or '(nothing)'}")
     return MachineExited(str(failed))
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0  # VirtualBox has just merged it
 
 
 @contextmanager

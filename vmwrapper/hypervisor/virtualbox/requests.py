@@ -21,9 +21,9 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
 from vmwrapper.errors import GuestError, GuestSilent, MachineExited, SnapshotFailed
 from vmwrapper.folders import remove_tree
+from vmwrapper.hypervisor.guest_script import guest_script, script
 from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.virtualbox.place import Place
-from vmwrapper.hypervisor.virtualbox.scripts import script
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Requests:
         self._clock = clock
         self._most_bytes = most_bytes
         self._rest_s = rest_s
-        self._script = script("guest.sh")
+        self._script = guest_script(__package__, "guest.sh")
         self._open = {*_KEPT}
         self._begins = asyncio.Lock()
         self.machine_runs = False
@@ -61,7 +61,7 @@ class Requests:
                 for path in folder.iterdir():
                     _remove(path)
         with writing(self._in):
-            (self._in / f"{_AGENT}.sh").write_text(script("agent.sh"))
+            (self._in / f"{_AGENT}.sh").write_text(script(__package__, "agent.sh"))
 
     @asynccontextmanager
     async def answered(

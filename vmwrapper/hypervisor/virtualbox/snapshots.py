@@ -6,14 +6,14 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from vmwrapper.digest import digest_from_disk, digest_of
+from vmwrapper.digest import digest_of
 from vmwrapper.durable import sync
 from vmwrapper.errors import MachineExited, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import Snapshot
+from vmwrapper.hypervisor.saved_state import DIGEST, check_made_by, check_state, described, fits
 from vmwrapper.hypervisor.virtualbox import spare
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.place import Place
@@ -25,7 +25,6 @@ SNAPSHOT_LIMIT_S = 600.0
 _TAKEN = re.compile(r"Snapshot taken\. UUID: ([0-9a-f-]{36})")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _STATE_NAME = re.compile(r"Snapshots/[0-9TZ.-]{1,40}\.sav")
-_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +42,7 @@ class Saved:
     """What a machine must have in common with the one that it was taken of, by what that is called."""
 
     def snapshot(self) -> Snapshot:
-        told = asdict(self)
-        del told["number"]
-        return Snapshot(self.number, json.dumps(told))
+        return described(self.number, self)
 
 
 def saved(snapshot: Snapshot) -> Saved:
@@ -54,9 +51,9 @@ def saved(snapshot: Snapshot) -> Saved:
         found = json.loads(snapshot.description)
         one = Saved(number=snapshot.number, **found)
         whole = (
-            _fits(one.uuid, _UUID)
-            and _fits(one.state_file, _STATE_NAME)
-            and _fits(one.state_digest, _DIGEST)
+            fits(one.uuid, _UUID)
+            and fits(one.state_file, _STATE_NAME)
+            and fits(one.state_digest, DIGEST)
             and type(one.state_bytes) is int
             and type(one.made_by) is dict
         )
@@ -65,10 +62,6 @@ def saved(snapshot: Snapshot) -> Saved:
     if not whole:
         raise SnapshotUnusable("its description makes no sense")
     return one
-
-
-def _fits(value: Any, pattern: re.Pattern[str]) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 class Snapshots:
@@ -159,12 +152,7 @@ class Snapshots:
     async def verify(self, number: int) -> None:
         """See `Machine.verify_snapshot`."""
         one = self._saved[number]
-        try:
-            found = await digest_from_disk(self._place.folder / one.state_file)
-        except OSError as error:
-            raise SnapshotUnusable(f"its file {one.state_file} can't be read: {error.strerror}") from error
-        if found != one.state_digest:
-            raise SnapshotUnusable(f"its file {one.state_file} is damaged")
+        await check_state(self._place.folder, one.state_file, one.state_digest)
 
     async def keep(self, numbers: Collection[int]) -> None:
         """See `Machine.keep_snapshots`. One that others depend on is deleted later."""
@@ -203,9 +191,7 @@ class Snapshots:
         one = self._saved.get(snapshot.number)
         if one is None or one != saved(snapshot):
             raise SnapshotUnusable("there is no such snapshot")
-        for what, ours in self._made_by.items():
-            if (theirs := one.made_by.get(what)) != ours:
-                raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
+        check_made_by(one.made_by, self._made_by)
         await self.verify(one.number)
         try:
             await self._delete_unknown()

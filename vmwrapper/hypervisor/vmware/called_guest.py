@@ -4,19 +4,17 @@ Small files cross within such a call; what is larger goes in by the hypervisor's
 """
 
 import asyncio
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Protocol
 
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import GuestError, GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
+from vmwrapper.errors import GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
-from vmwrapper.hypervisor.checksum import CHECKSUMS, Checksum
+from vmwrapper.hypervisor.checksum import AllChecksums, Checksum
+from vmwrapper.hypervisor.guest_script import Said, guest_script, said
 from vmwrapper.hypervisor.inputs import Input, archive, contents, in_guest, inputs
 from vmwrapper.hypervisor.interface import CommandResult, FileKind
 from vmwrapper.hypervisor.outputs import Output, Sink, kinds, output
@@ -26,22 +24,9 @@ MOST_BYTES = 8 << 20
 _LOOK_LIMIT_S = 60.0
 _TRANSFER_LIMIT_S = 300.0
 _SLOWEST_BYTES_PER_S = 50_000  # busybox's SHA-256 without hardware virtualization
-_MOST_OUTPUT_BYTES = 512 * 1024
 _LARGE_BYTES = 1 << 20
 _BLOCK_BYTES = 64 * 1024
 _END_OF_ARCHIVE = bytes(1024)
-_COMMENTS = re.compile(r"^ *#.*\n", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a script found. All of it was said by the guest: hostile."""
-
-    status: str
-    """Digits, or a word of the script's."""
-    found: bytes
-    wrong: bytes
-    """What went wrong, or a second answer."""
 
 
 class CutOff(Exception):
@@ -84,18 +69,15 @@ class Calls(Protocol):
 
 def script() -> str:
     """The script, without its comments."""
-    return _COMMENTS.sub("", (package_files(__package__) / "called_guest.sh").read_text())
+    return guest_script(__package__, "called_guest.sh")
 
 
-def answer(said: bytes, nonce: str) -> Said:
+def answer(printed: bytes, nonce: str) -> Said:
     """What is between the nonces of what the script printed. Raises CutOff where the last one is not there."""
-    mark = f"\n{nonce} ".encode()
-    if not said.endswith(nonce.encode()) or mark not in said:
-        words = printable(said[-400:]) or "(nothing)"
-        raise CutOff(f"the guest's answer was cut off: {words}")
-    found, _, rest = said[: -len(nonce)].rpartition(mark)
-    status, _, wrong = rest.partition(b"\n")
-    return Said(printable(status, limit=20), found, wrong)
+    found = said(printed.removesuffix(nonce.encode()), nonce) if printed.endswith(nonce.encode()) else None
+    if found is None:
+        raise CutOff(f"the guest's answer was cut off: {printable(printed[-400:]) or '(nothing)'}")
+    return found
 
 
 class CalledGuest:
@@ -118,46 +100,39 @@ class CalledGuest:
             raise GuestSilent(f"the guest did not become ready: {error}") from error
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit_s: float) -> CommandResult:
-        said = await self._control.call("run", str(len(stdin)), *argv, stdin=stdin, limit_s=limit_s)
-        if said.status == "missing":
-            raise GuestError(f"the guest has no command {argv[0]!r}")
-        if len(said.found) > _MOST_OUTPUT_BYTES:
-            raise GuestError(f"the command {argv[0]!r} in the guest printed more than {_MOST_OUTPUT_BYTES} bytes")
-        return CommandResult(_number(said), said.found, said.wrong)
+        called = await self._control.call("run", str(len(stdin)), *argv, stdin=stdin, limit_s=limit_s)
+        return called.result(argv[0])
 
     async def read(self, path: str, *, limit_bytes: int) -> bytes | None:
-        said = await self._control.call("read", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
-        if said.status == "missing":
-            return None
-        if said.status != "0":
-            raise GuestError(f"the guest can't read {path!r}: {printable(said.wrong)}")
-        return said.found[:limit_bytes]
+        called = await self._control.call("read", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
+        return called.content(path, limit_bytes=limit_bytes)
 
     async def tail(self, path: str, *, limit_bytes: int) -> bytes | None:
-        said = await self._control.call("tail", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
-        return said.found[-limit_bytes:] if said.status == "0" else None
+        called = await self._control.call("tail", str(limit_bytes), path, limit_s=_LOOK_LIMIT_S)
+        return called.found[-limit_bytes:] if called.status == "0" else None
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         ours = await asyncio.to_thread(inputs, files)
         large = [file for file in ours if file.size >= _LARGE_BYTES]
         small = [file for file in ours if file.size < _LARGE_BYTES]
         limit_s = _limit_s(ours)
-        checksum = _Both()
+        checksum = AllChecksums()
         packed = await asyncio.to_thread(_packed, small, checksum) if small else b""
         nonce = await self._staged(large, directory, limit_s) if large else "none"
         await asyncio.to_thread(_read, large, checksum)
         modes = [word for file in large for word in ("755" if file.executable else "644", in_guest(file.name))]
         names = [in_guest(file.name) for file in (*small, *large)]
         words = str(len(packed)), str(len(large)), nonce, *modes, *names
-        said = await self._control.call("receive", *words, directory=directory, stdin=packed, limit_s=limit_s)
-        if _checksum_of(_must(said).found).partition("\n")[0] not in checksum.lines():
+        called = await self._control.call("receive", *words, directory=directory, stdin=packed, limit_s=limit_s)
+        if _checksum_of(called.must().found).partition("\n")[0] not in checksum.lines():
             raise TransferFailed("files were damaged on their way into the guest: the checksums differ")
 
     async def _staged(self, files: Sequence[Input], directory: str, limit_s: float) -> str:
         """Copy them into a folder beside where they belong; its nonce."""
         nonce = secrets.token_hex(16)
         words = (self._control.user,)
-        _must(await self._control.call("stage", *words, directory=directory, nonce=nonce, limit_s=_LOOK_LIMIT_S))
+        called = await self._control.call("stage", *words, directory=directory, nonce=nonce, limit_s=_LOOK_LIMIT_S)
+        called.must()
         for number, file in enumerate(files, 1):
             there = f"/tmp/.vmwrapper-{nonce}/{number}"  # noqa: S108  (the guest's)
             await self._control.copy_to(await asyncio.to_thread(file.path.resolve), there, limit_s=limit_s)
@@ -166,8 +141,8 @@ class CalledGuest:
     async def get(self, directory: str, files: Mapping[str, Path], *, limit_bytes: int) -> Mapping[str, FileKind]:
         names = [in_guest(name) for name in files]
         at_once = str(min(limit_bytes, MOST_BYTES))
-        said = await self._control.call("look", at_once, *names, directory=directory, limit_s=_TRANSFER_LIMIT_S)
-        letters, _, rest = _must(said).found.partition(b"\n")
+        called = await self._control.call("look", at_once, *names, directory=directory, limit_s=_TRANSFER_LIMIT_S)
+        letters, _, rest = called.must().found.partition(b"\n")
         found = kinds(files, _text(letters))
         regular = {name: path for name, path in files.items() if found[name] is FileKind.REGULAR}
         *facts, content = rest.split(b"\n", len(regular))
@@ -177,18 +152,19 @@ class CalledGuest:
         total = sum(file.size for file in announced)
         if total > limit_bytes:
             raise OutputTooLarge("the guest's outputs are larger than its disk and memory can be")
-        checksum = _Both()
+        checksum = AllChecksums()
         with closing(Sink(announced, checksum)) as sink:
             await to_thread_and_back(sink.open_next)
             if total <= int(at_once):
                 await _written(sink, content, total)
-                checked = said.wrong
+                checked = called.wrong
             else:
                 wanted = [(in_guest(name), file) for name, file in zip(regular, announced, strict=True)]
                 await self._fetch(wanted, directory, sink)
                 words = [name for name, _ in wanted]
                 limit_s = _limit_s(announced)
-                checked = _must(await self._control.call("check", *words, directory=directory, limit_s=limit_s)).found
+                called = await self._control.call("check", *words, directory=directory, limit_s=limit_s)
+                checked = called.must().found
         line, _, facts_now = _checksum_of(checked).partition("\n")
         if facts_now.split() != [_text(fact) for fact in facts]:
             raise OutputChanged("an output changed while it was copied: something in the guest still writes to it")
@@ -200,26 +176,8 @@ class CalledGuest:
         for parts in _parts(wanted):
             words = [word for name, first, count, _ in parts for word in (name, str(first), str(count))]
             limit_s = _TRANSFER_LIMIT_S
-            said = _must(await self._control.call("parts", *words, directory=directory, limit_s=limit_s))
-            await _written(sink, said.found, sum(size for *_, size in parts))
-
-
-class _Both:
-    """The checksums of all kinds that a guest may have."""
-
-    def __init__(self) -> None:
-        self._of_kind: Mapping[str, Checksum] = {kind: make() for kind, make in CHECKSUMS.items()}
-
-    def update(self, data: bytes, /) -> None:
-        for checksum in self._of_kind.values():
-            checksum.update(data)
-
-    def hexdigest(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """As the script prints them."""
-        return [f"{kind} {checksum.hexdigest()}" for kind, checksum in self._of_kind.items()]
+            called = await self._control.call("parts", *words, directory=directory, limit_s=limit_s)
+            await _written(sink, called.must().found, sum(size for *_, size in parts))
 
 
 def _packed(files: Sequence[Input], checksum: Checksum) -> bytes:
@@ -255,18 +213,6 @@ async def _written(sink: Sink, content: bytes, size: int) -> None:
     if len(content) != size:
         raise OutputChanged("an output changed its size while it was copied: something in the guest still writes to it")
     await to_thread_and_back(sink.write, content)
-
-
-def _must(said: Said) -> Said:
-    if said.status != "0":
-        raise GuestError(f"the guest's end of a transfer failed with status {said.status}: {printable(said.wrong)}")
-    return said
-
-
-def _number(said: Said) -> int:
-    if not said.status.isdecimal() or len(said.status) > 3:
-        raise GuestError(f"the guest does not say how a command ended: {said.status!r}")
-    return int(said.status)
 
 
 def _checksum_of(said: bytes) -> str:

@@ -1,18 +1,15 @@
 # Does one thing in a guest, as called_guest.py says. Its arguments: a nonce, a directory to be
 # in, and
 #   check NAME…            the checksum of these files, and their sizes and times
-#   look BYTES NAME…       what each is, and the contents of all regular files where they are not larger than that
 #   parts NAME FIRST COUNT … blocks of 64 KiB
-#   read BYTES FILE, tail BYTES FILE
+#   look, read, tail       as guest_files.sh says, which is in front of this
 #   receive BYTES COUNT STAGE MODE NAME … NAME…   COUNT files from the stage, and a tar of others as input
 #   run BYTES COMMAND…     with so many bytes of input
 #   stage USER             make a folder that the user may write to
 # It prints what it found; a line with the nonce and a status; what went wrong; and the nonce once more. Asked for the same
 # again, since its answer was lost, it answers as before. Input is the end of the file $blob, which this is read from.
 # Without hardware virtualization each process takes 0.1 to 0.3 s.
-PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-umask 022
-most=524288 nonce=$1 directory=$2 verb=$3 d=/run/.vmwrapper-$1
+nonce=$1 directory=$2 verb=$3 d=/run/.vmwrapper-$1
 shift 3
 
 finish() {
@@ -25,11 +22,6 @@ finish() {
 
 must() {
     wrong=$("$@" 2>&1) || finish 1
-}
-
-must_be_in() {
-    wrong=$(cd "$1" 2>&1) || finish 1
-    cd "$1"
 }
 
 run_() {
@@ -53,74 +45,6 @@ run_() {
     read -r status <"$d/status"
     [ ! -s "$d/out" ] || head -c $((most + 1)) "$d/out"
     finish "$status"
-}
-
-read_() {
-    [ -f "$2" ] || finish missing
-    head -c "$1" <"$2" || finish 1
-    finish 0
-}
-
-tail_() {
-    [ -f "$2" ] || finish missing
-    tail -c "$1" <"$2" || finish 1
-    finish 0
-}
-
-look_() {
-    most_here=$1
-    shift
-    letters='' picked='' number=0
-    for name in "$@"; do
-        number=$((number + 1))
-        find_letter "$name"
-        letters=$letters$letter
-        [ $letter != f ] || picked="$picked \"\${$number}\""
-    done
-    printf '%s\n' "$letters"
-    eval "set -- $picked"
-    facts=$(facts "$@")
-    total=0
-    for fact in $facts; do
-        echo "$fact"
-        fact=${fact#*:}
-        total=$((total + ${fact%%:*}))
-    done
-    if [ $total -le "$most_here" ]; then
-        [ $# -eq 0 ] || cat "$@" || finish 1
-        wrong=$(checked "$@")
-    fi
-    finish 0
-}
-
-find_letter() {
-    if [ -L "$1" ]; then
-        letter=l
-    elif [ -f "$1" ]; then
-        letter=f
-    elif [ -d "$1" ]; then
-        letter=d
-    elif [ -e "$1" ]; then
-        letter=s
-    else
-        letter=-
-    fi
-}
-
-facts() {
-    [ $# -eq 0 ] || stat -c '%f:%s:%Y' "$@"
-}
-
-# The faster checksum, where there is one.
-checked() {
-    if command -v xxhsum >/dev/null; then
-        sum=$(cat /dev/null "$@" | xxhsum -H1)
-        echo "xxh64 ${sum%% *}"
-    else
-        sum=$(cat /dev/null "$@" | sha256sum)
-        echo "sha256 ${sum%% *}"
-    fi
-    facts "$@"
 }
 
 check_() {

@@ -21,8 +21,9 @@ from typing import NoReturn, TypeVar
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import beside, to_thread_and_back
 from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, MachineExited, ProcessFailed
+from vmwrapper.hypervisor.guest_script import Said
 from vmwrapper.hypervisor.interface import Login
-from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CutOff, Said, answer, script
+from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CutOff, answer, script
 from vmwrapper.hypervisor.vmware.vmrun.faults import Fault
 from vmwrapper.hypervisor.vmware.vmrun.vmrun import Vmrun, VmrunFailed
 

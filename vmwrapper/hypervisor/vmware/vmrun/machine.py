@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from vmwrapper.errors import (
     SnapshotFailed,
     VmwrapperError,
 )
+from vmwrapper.hypervisor.host import check_free_disk, size_if_there
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.serial_file import SerialFile
 from vmwrapper.hypervisor.vmware.called_guest import CalledGuest
@@ -37,7 +37,6 @@ _ENDING_LIMIT_S = 2.0
 _FIRST_LOOK_S = 0.05
 _LOOK_S = 0.5
 _DEVICES_BYTES = 64 * MIB
-_LEAST_FREE_BYTES = 8 * MIB
 
 
 class VmrunMachine:
@@ -100,8 +99,7 @@ class VmrunMachine:
 
     async def _start(self) -> None:
         try:
-            if shutil.disk_usage(self._place.folder).free < _LEAST_FREE_BYTES:
-                raise HostDiskFailed(f"less than {_LEAST_FREE_BYTES // MIB} MiB are free for the machine's files")
+            check_free_disk(self._place.folder)
             self._console.begin()
             self._place.log.unlink(missing_ok=True)
         except OSError as error:
@@ -202,7 +200,7 @@ class VmrunMachine:
 
     def room_for_snapshot(self) -> Room:
         with suppress(OSError):
-            sizes = [_size(path) for path in self._place.folder.iterdir() if path.suffix == ".vmdk"]
+            sizes = [size_if_there(path) for path in self._place.folder.iterdir() if path.suffix == ".vmdk"]
             return Room(state_bytes=self._state_bytes, disks_bytes=sum(sizes))
         return Room(state_bytes=self._state_bytes, disks_bytes=0)
 
@@ -323,10 +321,3 @@ def _why_not(failed: VmrunFailed) -> VmwrapperError:
     if failed.fault is Fault.NO_MEMORY:
         return HostMemoryShort(str(failed))
     return MachineExited(f"VMware does not start the machine: {failed}")
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0  # VMware has just merged it

@@ -6,13 +6,13 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from vmwrapper.digest import digest_from_disk, digest_of
+from vmwrapper.digest import digest_of
 from vmwrapper.durable import sync
 from vmwrapper.errors import MachineExited, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import Snapshot
+from vmwrapper.hypervisor.saved_state import DIGEST, check_made_by, check_state, described, fits
 from vmwrapper.hypervisor.vmware.vmrun.faults import Fault
 from vmwrapper.hypervisor.vmware.vmrun.place import Place
 from vmwrapper.hypervisor.vmware.vmrun.vmrun import Vmrun, VmrunFailed
@@ -23,7 +23,6 @@ SNAPSHOT_LIMIT_S = 600.0
 _PREFIX = "vmwrapper-"
 _STATE_SUFFIXES = (".vmsn", ".vmem")
 _STATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,120}\.(?:vmsn|vmem)")
-_DIGEST = re.compile(r"[0-9a-f]{32}")
 _MOST_STATES = 4
 _NOT_ITS_FAULT = {Fault.BUSY, Fault.NO_SPACE, Fault.NO_MEMORY, Fault.NO_MODULES, Fault.NO_LICENSE, Fault.IN_USE}
 
@@ -43,9 +42,7 @@ class Saved:
         return f"{_PREFIX}{self.number}"
 
     def snapshot(self) -> Snapshot:
-        told = asdict(self)
-        del told["number"]
-        return Snapshot(self.number, json.dumps(told))
+        return described(self.number, self)
 
 
 def saved(snapshot: Snapshot) -> Saved:
@@ -57,16 +54,12 @@ def saved(snapshot: Snapshot) -> Saved:
     whole = (
         type(one.states) is dict
         and 0 < len(one.states) <= _MOST_STATES
-        and all(_fits(name, _STATE_NAME) and _fits(digest, _DIGEST) for name, digest in one.states.items())
+        and all(fits(name, _STATE_NAME) and fits(digest, DIGEST) for name, digest in one.states.items())
         and type(one.made_by) is dict
     )
     if not whole:
         raise SnapshotUnusable("its description makes no sense")
     return one
-
-
-def _fits(value: Any, pattern: re.Pattern[str]) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 class Snapshots:
@@ -139,12 +132,7 @@ class Snapshots:
     async def verify(self, number: int) -> None:
         """See `Machine.verify_snapshot`."""
         for name, digest in self._saved[number].states.items():
-            try:
-                found = await digest_from_disk(self._place.folder / name)
-            except OSError as error:
-                raise SnapshotUnusable(f"its file {name} can't be read: {error.strerror}") from error
-            if found != digest:
-                raise SnapshotUnusable(f"its file {name} is damaged")
+            await check_state(self._place.folder, name, digest)
 
     async def keep(self, numbers: Collection[int]) -> None:
         """See `Machine.keep_snapshots`. What can't be deleted now is later."""
@@ -177,9 +165,7 @@ class Snapshots:
         one = self._saved.get(snapshot.number)
         if one is None or one != saved(snapshot):
             raise SnapshotUnusable("there is no such snapshot")
-        for what, ours in self._made_by.items():
-            if (theirs := one.made_by.get(what)) != ours:
-                raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
+        check_made_by(one.made_by, self._made_by)
         await self.verify(one.number)
         try:
             await self._vmrun("revertToSnapshot", self._place.vmx, one.name)
