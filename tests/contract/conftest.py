@@ -13,7 +13,7 @@ from tests.peers.virtualbox import clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineIdentity, MachineSpec
-from vmwrapper.hypervisor.memory import IMAGE
+from vmwrapper.hypervisor.memory.backend import IMAGE
 
 from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxLinuxSubject, VirtualBoxSubject
 

@@ -13,7 +13,8 @@ from tests.peers import boot_sector, virtualbox_linux
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
 from vmwrapper.guest.launcher import Launcher, Program
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineSpec, Snapshot
-from vmwrapper.hypervisor.memory import FOLDER, LINK, GuestFile, MemoryGuest, MemoryHypervisor, MemoryMachine
+from vmwrapper.hypervisor.memory.backend import MemoryHypervisor, MemoryMachine
+from vmwrapper.hypervisor.memory.guest import FOLDER, LINK, GuestFile, MemoryGuest
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.qemu.saved import saved
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor

@@ -11,7 +11,8 @@ from vmwrapper.boinc.standalone import Standalone
 from vmwrapper.checkpoint import read_record
 from vmwrapper.errors import AbortRequested, HostDiskFailed, QuitRequested, TemporaryFailure, VmwrapperError
 from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
-from vmwrapper.hypervisor.memory import IMAGE, MemoryGuest, MemoryHypervisor, Power, Program
+from vmwrapper.hypervisor.memory.backend import IMAGE, MemoryHypervisor, Power
+from vmwrapper.hypervisor.memory.guest import MemoryGuest, Program
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.wrapper import Episode, Options
 

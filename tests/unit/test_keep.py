@@ -22,7 +22,8 @@ from vmwrapper.errors import (
     TimeLimitExceeded,
     VmwrapperError,
 )
-from vmwrapper.hypervisor.memory import MemoryGuest, MemoryHypervisor, Power, Program
+from vmwrapper.hypervisor.memory.backend import MemoryHypervisor, Power
+from vmwrapper.hypervisor.memory.guest import MemoryGuest, Program
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.shell.client import Session
 from vmwrapper.wrapper import Episode, Options

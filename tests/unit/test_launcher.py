@@ -15,7 +15,8 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError
 from vmwrapper.guest.launcher import _EXIT, Launcher, Program, ProgramEnd, _command
 from vmwrapper.hypervisor.interface import MachineIdentity, MachineSpec
-from vmwrapper.hypervisor.memory import IMAGE, LAUNCHER_HOME, STDERR, MemoryGuest, MemoryHypervisor
+from vmwrapper.hypervisor.memory.backend import IMAGE, MemoryHypervisor
+from vmwrapper.hypervisor.memory.guest import LAUNCHER_HOME, STDERR, MemoryGuest
 
 from . import simulated_time
 from .fuzzing import fuzzed

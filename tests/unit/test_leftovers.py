@@ -17,7 +17,7 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import ProcessFailed
 from vmwrapper.folders import MACHINE_FOLDER, RECORD_FILE
 from vmwrapper.hypervisor.interface import Leftover, MachineIdentity, Snapshot, slot_in
-from vmwrapper.hypervisor.memory import MemoryHypervisor
+from vmwrapper.hypervisor.memory.backend import MemoryHypervisor
 from vmwrapper.hypervisor.virtualbox import left, trial
 from vmwrapper.hypervisor.virtualbox.place import place_of, slot_of
 from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage

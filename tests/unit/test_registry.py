@@ -10,7 +10,7 @@ import pytest
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Abilities, Hypervisor, ProbeResult
-from vmwrapper.hypervisor.memory import MemoryHypervisor
+from vmwrapper.hypervisor.memory.backend import MemoryHypervisor
 from vmwrapper.hypervisor.registry import Needs, Registry, Wanted, needs_of, why_unfit
 from vmwrapper.job.model import SelfRunning, Task
 

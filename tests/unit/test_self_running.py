@@ -11,7 +11,8 @@ from vmwrapper.boinc.api import Request
 from vmwrapper.errors import GuestPoweredOff, JobError, MachineExited, PostponedByGuest
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import MACHINE_FOLDER
-from vmwrapper.hypervisor.memory import MemoryGuest, MemoryHypervisor, Program
+from vmwrapper.hypervisor.memory.backend import MemoryHypervisor
+from vmwrapper.hypervisor.memory.guest import MemoryGuest, Program
 from vmwrapper.wrapper import Options
 
 from . import simulated_time

@@ -17,7 +17,8 @@ from vmwrapper.errors import (
 from vmwrapper.exit_status import ExitStatus
 from vmwrapper.folders import RECORD_FILE
 from vmwrapper.hypervisor.interface import MIB
-from vmwrapper.hypervisor.memory import STDERR, MemoryGuest, MemoryHypervisor
+from vmwrapper.hypervisor.memory.backend import MemoryHypervisor
+from vmwrapper.hypervisor.memory.guest import STDERR, MemoryGuest
 from vmwrapper.hypervisor.registry import Registry
 from vmwrapper.wrapper import Options, run_episode
 
