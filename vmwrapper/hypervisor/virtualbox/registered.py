@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _LOCATION = re.compile(r"^Location: +(.+)$", re.MULTILINE)
 _ENDING_LIMIT_S = 5.0
 _CLOSING_LIMIT_S = 30.0
+_CALLS_LIMIT_S = 10.0
 _TURN_LIMIT_S = 5.0
 _PAUSE_S = 0.5
 
@@ -47,8 +48,12 @@ _PAUSE_S = 0.5
 async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
     """Have the machine, powered off, with an overlay of its base image. Raises VirtualBoxFailed."""
     spec = hardware.spec
+    name, folder = place.folder.name, place.folder.parent
+    words = "--name", name, "--uuid", place.uuid, "--basefolder", folder, "--ostype", "Linux_64", "--register"
+    # Alone: VirtualBox's service may crash, with all machines, when an overlay is made that one from before has.
+    await manage("createvm", *words)
     root, scratch = place.folder / "root.vdi", place.folder / "scratch.vdi"
-    parts: list[Coroutine[None, None, object]] = [_create_machine(manage, hardware, place)]
+    parts: list[Coroutine[None, None, object]] = [_fit_out(manage, hardware, place)]
     if not hardware.is_cd:
         parts.append(_create_overlay(manage, spec.image, root))
     if spec.scratch_mib:
@@ -75,10 +80,7 @@ async def create(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
         await manage("setextradata", place.uuid, *hardware.scratch_serial())
 
 
-async def _create_machine(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
-    name, folder = place.folder.name, place.folder.parent
-    words = "--name", name, "--uuid", place.uuid, "--basefolder", folder, "--ostype", "Linux_64", "--register"
-    await manage("createvm", *words)
+async def _fit_out(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
     await manage("modifyvm", place.uuid, *hardware.options(place.console))
     await manage("storagectl", place.uuid, "--name", CONTROLLER, *CONTROLLER_OPTIONS)
 
@@ -145,6 +147,8 @@ async def close_disks(manage: VBoxManage, folder: Path, base: Path | None) -> No
     For some seconds it may still be making or merging some, which must not come to a later machine. Raises
     ProcessFailed where it does not let go of them even then, also when its service was ended for that.
     """
+    # VirtualBox's service crashes when a base is closed while an overlay is made on it.
+    await asyncio.to_thread(_outlast_calls, folder)
     loop = asyncio.get_running_loop()
     service_was_ended = False
     ends_at_s = loop.time() + _CLOSING_LIMIT_S
@@ -190,6 +194,18 @@ def end_process(uuid: str) -> None:
             log.warning("ending VirtualBox's process %d, left over from an earlier episode", process.pid)
             process.kill()
             process.wait(timeout=_ENDING_LIMIT_S)
+
+
+def _outlast_calls(folder: Path) -> None:
+    """Wait for the calls about disks in the folder that a killed wrapper has left running."""
+    psutil.wait_procs([*_calls(folder)], timeout=_CALLS_LIMIT_S)
+
+
+def _calls(folder: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name().startswith("VBoxManage") and any(str(folder) in word for word in process.cmdline()):
+                yield process
 
 
 def processes(uuid: str) -> Iterator[psutil.Process]:
