@@ -16,7 +16,7 @@ from .jobs import VMWRAPPER
 from .project_server import ProjectServer
 from .virtualbox import Profile
 
-pytestmark = [pytest.mark.boinc_client, pytest.mark.virtualbox_linux]
+pytestmark = pytest.mark.virtualbox_linux
 
 LIMIT_S = 300
 """A boot takes half a minute, each look into the guest some seconds."""

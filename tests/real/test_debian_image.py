@@ -42,7 +42,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image
 
 
-@pytest.mark.qemu
 @pytest.mark.virtualbox_linux
 def test_it_boots(image: Path, tmp_path: Path) -> None:
     """In QEMU as far as the login: the agent is for VirtualBox only."""
