@@ -35,10 +35,12 @@ async def beside(*guards: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
                 task.cancel()
 
 
-async def to_its_end(work: Coroutine[Any, Any, T], *, limit_s: float | None = None) -> T:
+async def to_its_end(
+    work: Coroutine[Any, Any, T], *, limit_s: float | None = None, hurry: Callable[[], object] = lambda: None
+) -> T:
     """Like `await work`, but a cancellation, or several, waits for the work's end, which must be near.
 
-    With a limit it waits for so long, and then cancels the work.
+    With a limit it waits for so long, and then cancels the work. `hurry` is called when it begins to wait.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -48,6 +50,7 @@ async def to_its_end(work: Coroutine[Any, Any, T], *, limit_s: float | None = No
                 task.cancel()
         except asyncio.CancelledError as error:
             cancelled = error
+            hurry()
     if cancelled is None:
         return task.result()
     if not task.cancelled():
@@ -58,6 +61,12 @@ async def to_its_end(work: Coroutine[Any, Any, T], *, limit_s: float | None = No
 async def to_thread_and_back(work: Callable[..., T], *arguments: object) -> T:
     """Like asyncio.to_thread, but a cancellation waits for the work's end, which must be near: then nobody is at it."""
     return await to_its_end(asyncio.to_thread(work, *arguments))
+
+
+async def to_thread_and_soon_back(work: Callable[..., T], *arguments: object) -> T:
+    """The same for work of any length, which is given one more argument: an event, after which it ends soon."""
+    enough = threading.Event()
+    return await to_its_end(asyncio.to_thread(work, *arguments, enough), hurry=enough.set)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vmwrapper.concurrency import beside, repeated, to_its_end, ungrouped
+from vmwrapper.concurrency import beside, repeated, to_its_end, to_thread_and_soon_back, ungrouped
 from vmwrapper.errors import GuestSilent, HostDiskFailed, MachineExited
 
 
@@ -139,6 +139,19 @@ class TestToItsEnd:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert ended
+
+    async def test_long_work_in_a_thread_is_told_of_a_cancellation(self) -> None:
+        ends = []
+
+        def work(word: str, enough: threading.Event) -> None:
+            ends.append((word, enough.wait(10)))
+
+        task = asyncio.create_task(to_thread_and_soon_back(work, "word"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ends == [("word", True)]
 
     async def test_work_that_takes_too_long_is_cancelled_too(self) -> None:
         guard = Guard()

@@ -120,6 +120,10 @@ SAID = {
         Fault.WRONG_STATE,
         "VBoxManage: error: Machine '11111111-2222-3333-4444-555555555555' is not currently running.",
     ),
+    "not running, for its guest": (
+        Fault.WRONG_STATE,
+        'VBoxManage: error: Machine "vmwrapper" is not running (currently powered off)!',
+    ),
     "no snapshots": (Fault.WRONG_STATE, "This machine does not have any snapshots"),
     "no snapshot at all": (
         Fault.WRONG_STATE,

@@ -110,6 +110,21 @@ async def test_several_at_once_and_one_that_does_not_end(running: VirtualBoxGues
     assert [one.stdout for one in said] == [f"{n}\n".encode() for n in range(5)]
 
 
+async def test_a_cancellation_does_not_wait_for_all_that_goes_in(
+    guest: VirtualBoxGuest, place: Place, tmp_path: Path
+) -> None:
+    endless = tmp_path / "endless"
+    with endless.open("wb") as file:
+        file.truncate(1 << 40)
+    task = asyncio.create_task(guest.put({"endless": endless}, "/tmp"))
+    while not any(path.stat().st_size for path in place.requests.glob("*.body")):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {path.name for path in place.requests.iterdir()} == {"agent.sh"}
+
+
 async def test_what_a_command_leaves_running_keeps_nobody_waiting(running: VirtualBoxGuest) -> None:
     assert (await running.run(["sh", "-c", "sleep 600 & echo $!"], limit_s=LIMIT_S)).stdout.strip().isdigit()
 

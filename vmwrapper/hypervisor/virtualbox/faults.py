@@ -41,7 +41,7 @@ _TABLE = (
     ("", "VERR_DISK_FULL|DrvVD_DISKFULL|VERR_FILE_TOO_BIG|No space left", Fault.NO_SPACE),
     ("", "more than one child|has (\\d+ )?(child|differencing)|cannot be directly attached|storage type", Fault.IN_USE),
     ("", "UUID .* already exists|the same UUID as", Fault.SAME_UUID),
-    ("", "not currently running|not have any snapshots", Fault.WRONG_STATE),
+    ("", "not currently running|is not running \\(currently|not have any snapshots", Fault.WRONG_STATE),
     ("", "Could not find file for the medium", Fault.NOT_FOUND),
     ("80bb0001", "", Fault.NOT_FOUND),
     ("80bb0002", "", Fault.WRONG_STATE),

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
-from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.concurrency import to_thread_and_soon_back
 from vmwrapper.errors import GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.checksum import AllChecksums, Checksum
@@ -108,7 +109,7 @@ class VirtualBoxGuest:
             nonce,
             file,
         ):
-            return await to_thread_and_back(_received, nonce, file, files, limit_bytes)
+            return await to_thread_and_soon_back(_received, nonce, file, files, limit_bytes)
 
     async def _asked(
         self, verb: str, *arguments: str, directory: str = ".", body: Iterable[bytes] = (), limit_s: float
@@ -119,7 +120,9 @@ class VirtualBoxGuest:
             return _said(nonce, await asyncio.to_thread(file.read, _MOST_ANSWER_BYTES))
 
 
-def _received(nonce: str, file: BinaryIO, files: Mapping[str, Path], limit_bytes: int) -> Mapping[str, FileKind]:
+def _received(
+    nonce: str, file: BinaryIO, files: Mapping[str, Path], limit_bytes: int, enough: Event
+) -> Mapping[str, FileKind]:
     """Write the files that are in an answer. Blocks."""
     found = kinds(files, _text(_line(nonce, file)))
     regular = [name for name in files if found[name] is FileKind.REGULAR]
@@ -130,7 +133,7 @@ def _received(nonce: str, file: BinaryIO, files: Mapping[str, Path], limit_bytes
     checksum = AllChecksums()
     with closing(Sink(announced, checksum)) as sink:
         sink.open_next()
-        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+        while left and not enough.is_set() and (chunk := file.read(min(left, _CHUNK_BYTES))):
             sink.write(chunk)
             left -= len(chunk)
     try:

@@ -208,6 +208,11 @@ class VirtualBoxMachine:
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
+        async with self._verbs:
+            try:
+                await self._snapshots.delete_unknown()  # now, since a rest is short
+            except ProcessFailed as failed:
+                raise await _broken(process, failed) from failed
         async with self._at_rest(), self._verbs:
             self._look()
             ran = self._log.state is Sign.RUNS

@@ -14,11 +14,13 @@ import shlex
 import stat
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.concurrency import to_thread_and_back, to_thread_and_soon_back
 from vmwrapper.errors import GuestError, GuestSilent, MachineExited, SnapshotFailed
 from vmwrapper.folders import remove_tree
 from vmwrapper.hypervisor.guest_script import guest_script, script
@@ -77,7 +79,7 @@ class Requests:
             self._open.add(nonce)
         try:
             await to_thread_and_back(self._sweep)
-            await to_thread_and_back(self._ask, nonce, words, body)
+            await to_thread_and_soon_back(self._ask, nonce, words, body)
             with await self._answer(nonce, what, limit_s) as file:
                 yield nonce, file
         finally:
@@ -115,12 +117,14 @@ class Requests:
             for path in (wish, said):
                 _remove(path)
 
-    def _ask(self, nonce: str, words: Sequence[str], body: Iterable[bytes]) -> None:
+    def _ask(self, nonce: str, words: Sequence[str], body: Iterable[bytes], enough: Event) -> None:
         request = self._in / f"{nonce}.request"
         lines = f"set -- {shlex.join([nonce, *words])}\n{self._script}\n"
         with writing(request):
             with (self._in / f"{nonce}.body").open("xb") as file:
-                file.writelines(body)
+                file.writelines(takewhile(lambda _: not enough.is_set(), body))
+            if enough.is_set():
+                return
             scratch = request.with_suffix(".scratch")
             scratch.write_bytes(lines.encode("utf-8", "surrogateescape"))
             scratch.rename(request)

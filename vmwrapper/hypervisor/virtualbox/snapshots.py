@@ -98,7 +98,6 @@ class Snapshots:
 
         VirtualBox makes it run on while it saves most of the memory, and stand still for the rest.
         """
-        await self._delete_unknown()
         number = self._next_number
         self._may_be_more = True
         states = set(self._states())
@@ -156,7 +155,7 @@ class Snapshots:
 
     async def keep(self, numbers: Collection[int]) -> None:
         """See `Machine.keep_snapshots`. One that others depend on is deleted later."""
-        await self._delete_unknown()
+        await self.delete_unknown()
         others = sorted((number for number in self._saved if number not in numbers), reverse=True)
         waiting = [*(self._saved.pop(number).uuid for number in others), *self._deleted]
         self._deleted = []
@@ -174,8 +173,8 @@ class Snapshots:
             log.debug("A snapshot is not deleted yet: %s", failed)
             self._deleted.append(uuid)
 
-    async def _delete_unknown(self) -> None:
-        """Delete those that were taken, or were being taken, when somebody cut us off."""
+    async def delete_unknown(self) -> None:
+        """Delete those that were taken, or were being taken, when somebody cut us off. To be called before `take`."""
         if not self._may_be_more:
             return
         known = {*(one.uuid for one in self._saved.values()), *self._deleted}
@@ -194,7 +193,7 @@ class Snapshots:
         check_made_by(one.made_by, self._made_by)
         await self.verify(one.number)
         try:
-            await self._delete_unknown()
+            await self.delete_unknown()
             await self._manage("snapshot", self._place.uuid, "restore", one.uuid)
         except VirtualBoxFailed as failed:
             if failed.fault.passes or failed.fault is Fault.NO_SPACE:  # it is not the snapshot's
