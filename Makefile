@@ -8,7 +8,7 @@ BIN := .venv/bin
 TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
 INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs \
-	boinc-client fuse3 binutils genisoimage
+	boinc-client fuse3 binutils genisoimage openssl podman runc busybox-static golang-go golang-github-vmware-govmomi-dev
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -69,12 +69,15 @@ qemu:
 test-tools:
 	@command -v mmdebstrap >/dev/null && command -v grub-mkimage >/dev/null && test -d /usr/lib/grub/i386-pc && \
 	command -v boinc >/dev/null && command -v fusermount3 >/dev/null && \
-	command -v ld >/dev/null && command -v genisoimage >/dev/null || \
+	command -v ld >/dev/null && command -v genisoimage >/dev/null && command -v openssl >/dev/null && \
+	command -v go >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && \
+	command -v busybox >/dev/null && test -d /usr/share/gocode/src/github.com/vmware/govmomi || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
-	else echo "Tests with a Debian disk, the BOINC client, power cuts or VirtualBox will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
+	else echo "Tests with a Debian disk, the BOINC client, power cuts, VirtualBox or vSphere will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
 
 test-peers: test-tools $(BIN)/.ready-test
 	@$(BIN)/python -m tests.peers.virtualbox_chroot >/dev/null
+	@$(BIN)/python -m tests.peers.vcsim >/dev/null
 
 image: $(BIN)/.ready
 	@$(BIN)/vmwrapper image build

@@ -21,6 +21,7 @@ from .start import measure_idle, measure_start
 from .transfers import measure_further_tasks, measure_huge_file, measure_large_files, measure_small_files
 from .virtualbox import measure_virtualbox
 from .virtualbox_guest import measure_virtualbox_guest
+from .vsphere import measure_vsphere
 
 MEASURES = (
     measure_start,
@@ -36,6 +37,7 @@ MEASURES = (
     measure_loss,
     measure_virtualbox,
     measure_virtualbox_guest,
+    measure_vsphere,
 )
 
 

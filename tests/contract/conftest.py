@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.peers import boot_sector, virtualbox_chroot, virtualbox_linux
+from tests.peers import boot_sector, virtualbox_chroot, virtualbox_linux, vsphere
 from tests.peers.virtualbox import clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.memory.backend import IMAGE
 
-from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxLinuxSubject, VirtualBoxSubject
+from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxLinuxSubject, VirtualBoxSubject, VsphereSubject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,7 +26,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             able.append(pytest.param("virtualbox", marks=pytest.mark.virtualbox))
         elif metafunc.module.__name__.endswith("test_guest_contract"):  # in others each test boots: 30 s without VT
             able.append(pytest.param("virtualbox with Linux", marks=pytest.mark.virtualbox_linux))
+            able.append(pytest.param("vsphere", marks=pytest.mark.vcsim))
+        if _suits_vsphere(metafunc):
+            able.append(pytest.param("vsphere", marks=pytest.mark.vcsim))
         metafunc.parametrize("subject", able, indirect=True, scope="module")
+
+
+def _suits_vsphere(metafunc: pytest.Metafunc) -> bool:
+    """Its simulator keeps no memory in snapshots. A look at what its guest counted takes as long as a short pause."""
+    return (
+        metafunc.module.__name__.endswith("test_hypervisor_contract")
+        and metafunc.definition.get_closest_marker("guest_commands") is None
+        and metafunc.definition.name != "test_nothing_happens_in_a_paused_guest"  # see test_vsphere_machine.py
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +54,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         case "virtualbox with Linux":
             with _virtualbox(tmp_path_factory.mktemp("virtualbox"), virtualbox_linux.missing):
                 yield VirtualBoxLinuxSubject()
+        case "vsphere":
+            if reason := vsphere.missing():
+                pytest.skip(reason)
+            with vsphere.server(tmp_path_factory.mktemp("vsphere") / "server") as server:
+                yield VsphereSubject(server)
 
 
 def _memory(folder: Path) -> Subject:

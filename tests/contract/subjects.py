@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+from pyVim.task import WaitForTask
 
-from tests.peers import boot_sector, virtualbox_linux
+from tests.peers import boot_sector, virtualbox_linux, vsphere
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
 from vmwrapper.guest.launcher import Launcher, Program
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineSpec, Snapshot
@@ -19,6 +20,8 @@ from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.qemu.saved import saved
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
+from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
+from vmwrapper.hypervisor.vmware.vsphere.place import place_of
 
 COUNTER = "counter"
 COUNTER_SCRIPT = """\
@@ -231,6 +234,34 @@ class VirtualBoxLinuxSubject(_Linux):
 
     def hypervisor(self) -> Hypervisor:
         return VirtualBoxHypervisor()
+
+
+class VsphereSubject(_Linux):
+    """See `Subject`. Its guests are containers behind a simulator: they have no scratch disk."""
+
+    ends_within_s = 15.0
+    boots_within_s = 60.0
+    answers_within_s = 20.0
+    login = vsphere.ROOT
+
+    def __init__(self, server: vsphere.Server) -> None:
+        self._server = server
+        self.image = server.image
+
+    def hypervisor(self) -> Hypervisor:
+        return VsphereHypervisor(lambda: self._server.settings)
+
+    async def start_counter(self, machine: Machine, folder: Path) -> None:
+        launcher = Launcher(machine.guest, datadir="/tmp", user="root")
+        await launcher.prepare(scratch=False)
+        await machine.guest.put(host_files(folder, {COUNTER: COUNTER_SCRIPT.encode()}), "/tmp")
+        await launcher.start(Program(path=COUNTER, environment={}))
+
+    def kill(self, machine: Machine, spec: MachineSpec) -> None:
+        with self._server.owner() as content:
+            found = content.searchIndex.FindByUuid(uuid=place_of(spec.identity).uuid, vmSearch=True, instanceUuid=True)
+            WaitForTask(found.PowerOff())
+            WaitForTask(found.Destroy())
 
 
 def host_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:

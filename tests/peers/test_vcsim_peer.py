@@ -1,26 +1,33 @@
 """What the simulator really does of vSphere, over SOAP and TLS: vmwrapper's tests take that for granted."""
 
+import random
+import socket
 import ssl
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pyVim.connect import SmartConnect, SmartStubAdapter
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
-from .vcsim import GUEST_ACCOUNTS, Simulator
+from .cutting_proxy import cutting_proxy
+from .podman import Podman
+from .vcsim import GUEST_ACCOUNTS, Simulator, missing, simulator
 
 pytestmark = pytest.mark.vcsim
 
 
 @contextmanager
-def logged_in(server: Simulator, *, password: str | None = None) -> Iterator[Any]:
+def logged_in(server: Simulator, *, password: str | None = None, port: int | None = None) -> Iterator[Any]:
     trusted = ssl.create_default_context(cafile=str(server.ca_file))
-    stub = SmartStubAdapter(host=server.host, port=server.port, sslContext=trusted)  # SmartConnect leaks at a failure
+    # SmartConnect leaks a socket where it fails.
+    stub = SmartStubAdapter(host=server.host, port=port or server.port, sslContext=trusted)
     try:
         service = vim.ServiceInstance("ServiceInstance", stub)
         service.content.sessionManager.Login(server.user, password or server.password)
@@ -69,7 +76,7 @@ class Guest:
 
     def put(self, path: str, content: bytes) -> None:
         attributes = vim.vm.guest.FileManager.PosixFileAttributes(permissions=0o640)
-        offered = self.InitiateFileTransferToGuest(path, attributes, len(content), True)  # noqa: FBT003  (pyvmomi has it so)
+        offered = self.InitiateFileTransferToGuest(path, attributes, len(content), overwrite=True)
         self._move(offered, content)
 
     def get(self, path: str) -> bytes:
@@ -140,15 +147,195 @@ def test_reads_unset_properties(vsphere: Simulator) -> None:
         assert machine.snapshot is None
 
 
-def test_runs_guests(vsphere: Simulator) -> None:
+def test_runs_programs(vsphere: Simulator) -> None:
     with logged_in(vsphere) as service:
         machine = clone(service, vsphere, "one")
-        assert machine.guest.toolsRunningStatus == "guestToolsNotRunning"
-        guest = Guest(service, vsphere, machine)
+        guest, ada = Guest(service, vsphere, machine), Guest(service, vsphere, machine, user="ada")
         with pytest.raises(vim.fault.InvalidPowerState):
-            guest.ListFilesInGuest("/tmp")
+            guest.start("/bin/true")
         done(machine.PowerOn())
         assert machine.guest.toolsRunningStatus == "guestToolsRunning"
-        guest.put("/tmp/x", b"1")
-        print(guest.get("/tmp/x"))
-        print(guest.start("/bin/sh", "-c 'exit 7'"))
+        with pytest.raises(vim.fault.InvalidGuestLogin):
+            Guest(service, vsphere, machine, password="wrong").start("/bin/true")
+        with pytest.raises(vim.fault.FileNotFound):
+            guest.start("/bin/absent")
+
+        assert guest.exit_code(guest.start("/bin/true")) == 0
+        assert guest.exit_code(ada.start("/bin/sh", "-c 'id -un >/tmp/who; exit 7'")) == 7
+        assert guest.get("/tmp/who") == b"ada\n"
+
+        pid = guest.start("/bin/sleep", "1000")
+        assert pid in {process.pid for process in guest.ListProcessesInGuest([])}
+        with pytest.raises(vim.fault.GuestPermissionDenied):
+            ada.TerminateProcessInGuest(pid)
+        guest.TerminateProcessInGuest(pid)
+        assert guest.exit_code(pid) == -1
+        with pytest.raises(vim.fault.GuestProcessNotFound):
+            guest.TerminateProcessInGuest(pid)
+
+
+def test_has_files(vsphere: Simulator) -> None:
+    with logged_in(vsphere) as service:
+        machine = clone(service, vsphere, "one")
+        done(machine.PowerOn())
+        guest, ada = Guest(service, vsphere, machine), Guest(service, vsphere, machine, user="ada")
+        guest.MakeDirectoryInGuest("/root/new/deep", createParentDirectories=True)
+        guest.put("/root/new/file", b"old")
+        assert guest.names("/root/new") == {".", "..", "deep", "file"}
+        [file] = guest.ListFilesInGuest("/root/new/file").files
+        assert (file.type, file.size, file.attributes.permissions) == ("file", 3, 0o640)
+        guest.MoveFileInGuest("/root/new/file", "/root/new/moved", overwrite=False)
+        assert guest.get("/root/new/moved") == b"old"
+
+        faults = {
+            vim.fault.FileNotFound: [
+                partial(guest.get, "/root/new/file"),
+                partial(guest.put, "/root/absent/file", b""),
+                partial(guest.ListFilesInGuest, "/root/absent"),
+                partial(guest.DeleteFileInGuest, "/root/new/file"),
+                partial(guest.MakeDirectoryInGuest, "/root/absent/deep", createParentDirectories=False),
+            ],
+            vim.fault.FileAlreadyExists: [
+                partial(guest.MakeDirectoryInGuest, "/root/new/deep", createParentDirectories=False),
+                partial(guest.MoveFileInGuest, "/root/new/moved", "/etc/passwd", overwrite=False),
+            ],
+            vim.fault.CannotAccessFile: [partial(ada.put, "/etc/passwd", b"")],
+            vim.fault.NotAFile: [partial(guest.DeleteFileInGuest, "/root/new")],
+            vim.fault.NotADirectory: [partial(guest.DeleteDirectoryInGuest, "/root/new/moved", recursive=True)],
+            vim.fault.DirectoryNotEmpty: [partial(guest.DeleteDirectoryInGuest, "/root/new", recursive=False)],
+        }
+        for fault, calls in faults.items():
+            for call in calls:
+                with pytest.raises(fault):
+                    call()
+        guest.DeleteFileInGuest("/root/new/moved")
+        guest.DeleteDirectoryInGuest("/root/new", recursive=True)
+        assert guest.names("/root") == {".", ".."}
+
+
+def test_streams_large_files(vsphere: Simulator) -> None:
+    with logged_in(vsphere) as service:
+        machine = clone(service, vsphere, "one")
+        done(machine.PowerOn())
+        guest = Guest(service, vsphere, machine)
+        content = random.Random(1).randbytes(96 << 20)
+        guest.put("/root/large", content)
+        assert guest.get("/root/large") == content
+        assert vsphere.process.memory_full_info().uss < 64 << 20
+
+
+def test_reverts_to_snapshots(vsphere: Simulator) -> None:
+    with logged_in(vsphere) as service:
+        machine = clone(service, vsphere, "one")
+        guest = Guest(service, vsphere, machine)
+        done(machine.PowerOn())
+        for path in ("/root/file", "/tmp/file"):
+            guest.put(path, b"old")
+        first = done(machine.CreateSnapshot("first", memory=True, quiesce=False))
+        second = done(machine.CreateSnapshot("second", memory=False, quiesce=False))
+        [tree] = machine.snapshot.rootSnapshotList
+        assert [(tree.name, tree.state)] == [("first", "poweredOn")]
+        assert [(child.name, child.state) for child in tree.childSnapshotList] == [("second", "poweredOff")]
+        guest.put("/root/file", b"new")
+        pid = guest.start("/bin/sleep", "1000")
+
+        done(first.RevertToSnapshot_Task())
+        assert machine.runtime.powerState == "poweredOn"
+        assert (guest.get("/root/file"), guest.get("/tmp/file")) == (b"old", b"old")
+        assert guest.ListProcessesInGuest([pid]) == []
+
+        done(second.RevertToSnapshot_Task())
+        assert machine.runtime.powerState == "poweredOff"
+        done(machine.PowerOn())
+        assert (guest.get("/root/file"), guest.names("/tmp")) == (b"old", {".", ".."})
+
+        images = len(containers(vsphere).images())
+        done(first.RemoveSnapshot_Task(removeChildren=False))
+        assert len(containers(vsphere).images()) == images - 1
+        done(machine.PowerOff())
+        done(machine.Destroy())
+        assert len(containers(vsphere).images()) == 1
+        assert containers(vsphere).containers() == []
+
+
+def test_stands_still_while_suspended(vsphere: Simulator) -> None:
+    with logged_in(vsphere) as service:
+        machine = clone(service, vsphere, "one")
+        guest = Guest(service, vsphere, machine)
+        done(machine.PowerOn())
+        pid = guest.start("/bin/sleep", "2")
+        done(machine.Suspend())
+        with pytest.raises(vim.fault.InvalidPowerState):
+            guest.ListProcessesInGuest([pid])
+        assert "Paused" in containers(vsphere)("ps", "--all", "--format", "{{.State}}")
+        done(machine.PowerOn())
+        assert guest.exit_code(pid) == 0
+
+
+@pytest.mark.parametrize("vsphere", ["esx"], indirect=True)
+def test_creates_machines_where_none_can_be_cloned(vsphere: Simulator) -> None:
+    with logged_in(vsphere) as service:
+        with pytest.raises(vmodl.fault.NotSupported):
+            clone(service, vsphere, "one")
+        base = service.content.searchIndex.FindByInventoryPath(vsphere.base_machine)
+        files = vim.vm.FileInfo(vmPathName=f"[{vsphere.datastore}]")
+        spec = vim.vm.ConfigSpec(name="one", guestId="otherGuest64", files=files)
+        machine = done(base.parent.CreateVM_Task(config=spec, pool=base.resourcePool))
+        done(machine.PowerOn())
+        guest = Guest(service, vsphere, machine)
+        assert guest.exit_code(guest.start("/bin/sh", "-c 'exit 7'")) == 7
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_leaves_nothing(tmp_path: Path, *, is_killed: bool) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    folder = tmp_path / "vsphere"
+    with simulator(folder) as server, logged_in(server) as service:
+        machine = clone(service, server, "one")
+        done(machine.PowerOn())
+        Guest(service, server, machine).start("/bin/sleep", "1000")
+        assert str(folder) in Path("/proc/mounts").read_text()
+        if is_killed:
+            server.process.kill()
+    assert str(folder) not in Path("/proc/mounts").read_text()
+    assert [process for process in psutil.process_iter() if str(folder) in " ".join(command(process))] == []
+    assert {path.name for path in folder.iterdir()} == {"cert.pem", "key.pem", "vcsim.log"}
+
+
+def test_fails_as_networks_do(vsphere: Simulator) -> None:
+    with cutting_proxy(vsphere.host, vsphere.port) as proxy, logged_in(vsphere, port=proxy.port) as service:
+        machine = service.content.searchIndex.FindByInventoryPath(vsphere.machines[0])
+        proxy.cut_after(100)
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            machine.PowerOn()
+        done(machine.PowerOn())
+        proxy.refuse()
+        proxy.cut()
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            machine.PowerOff()
+        proxy.accept_again()
+        proxy.delay_s = 0.1
+        begun = time.monotonic()
+        done(machine.PowerOff())
+        assert time.monotonic() - begun > 0.2
+        with socket.create_connection((proxy.host, proxy.port), timeout=0.5) as connection:
+            proxy.is_stuck = True
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            proxy.is_stuck = False
+            connection.settimeout(30)
+            assert connection.recv(1) == b"H"  # which refuses that
+
+
+def containers(server: Simulator) -> Podman:
+    assert server.podman is not None
+    return server.podman
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []

@@ -1,7 +1,18 @@
 """vCenter and ESX hosts as govmomi's simulator, vcsim, shows them: real SOAP over real TLS, without VMware.
 
-It is built from Debian's source package, with the files in `vcsim/extension` added to it or put in place of its own
-(Go's `-overlay`).
+It is built from Debian's source package of 0.24.2, with the files in `vcsim/extension` added to it or put in place of
+its own (Go's `-overlay`).
+
+Of the simulator's own are: sessions, the inventory, tasks (which have ended when one gets them), power states, the
+tree of snapshots, the property collector, files on datastores. Of the extension are guests, which are containers of
+podman's: their power, tools and heartbeat, all guest operations with their faults, file transfers, what a snapshot
+keeps, a revert restores and a clone begins with, and that a host alone can't clone. Mended are properties that are
+unset, and tasks of snapshots, both of which made pyvmomi fail.
+
+It is not as a real one in this: a snapshot has no memory, so no program goes on after a revert (/run and /tmp are
+there as they were); suspended guests do go on. A guest's boot id is the host's. Tools run as soon as the machine is
+on. The end of a program is known at once, where a real one looks every second. CPU usage is unset
+(`SET.summary.quickStats.overallCpuUsage` in a machine's extraConfig sets it).
 
 `python -m tests.peers.vcsim` builds it, and prints `vcsim` where that could be done.
 """
@@ -20,6 +31,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from tests.debian_mirror import run
 from vmwrapper.folders import cache_folder
 
@@ -35,7 +48,7 @@ TOOLS = ("go", "openssl", *podman.TOOLS)
 _SOURCES = Path(__file__).with_suffix("")
 _GOPATH = Path("/usr/share/gocode")
 _SIMULATOR = _GOPATH / "src/github.com/vmware/govmomi/simulator"
-_ENDS_WITHIN_S = 30
+_ENDS_WITHIN_S = 60
 _OURS_BEFORE_SHIPPED = {
     "folder.go": ("CreateVMTask",),
     "snapshot.go": ("RemoveSnapshotTask", "RevertToSnapshotTask"),
@@ -51,8 +64,11 @@ _OURS_BEFORE_SHIPPED = {
 _MENDED = {
     # A property that is unset made it crash.
     "property_collector.go": (
-        "\tbody.Res = &internal.FetchResponse{\n\t\tReturnval: obj.PropSet[0].Val,",
-        "\tif len(obj.PropSet) == 0 {\n\t\tbody.Res = new(internal.FetchResponse)\n\t\treturn body\n\t}\n",
+        "\tif len(obj.PropSet) == 0 {\n",
+        (
+            "\tif len(obj.PropSet)+len(obj.MissingSet) == 0 {\n"
+            "\t\tbody.Res = new(internal.FetchResponse)\n\t\treturn body\n\t}\n"
+        ),
     ),
 }
 """What is put before a place in a file of the simulator's."""
@@ -70,6 +86,10 @@ def missing() -> str | None:
         return "podman's containers, which are vcsim's guests, need root"
     if not _SIMULATOR.exists():
         return "vcsim needs Debian's golang-github-vmware-govmomi-dev: make test installs that for root"
+    try:
+        dict(_changed())
+    except (AssertionError, FileNotFoundError) as differs:
+        return f"vcsim's extension is for govmomi 0.24.2, and this is another: {differs}"
     return None
 
 
@@ -94,6 +114,7 @@ class Simulator:
         containers: podman.Podman | None,
     ) -> None:
         self._process = process
+        self.process = psutil.Process(process.pid)
         self.podman = containers
         self.kind = kind
         self.ca_file = ca_file

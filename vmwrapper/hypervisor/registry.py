@@ -9,7 +9,7 @@ from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import Abilities, Hypervisor, ProbeResult
 from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
-from vmwrapper.hypervisor.vmware.vmrun.backend import VmrunHypervisor
+from vmwrapper.hypervisor.vmware.backend import VmwareHypervisor
 from vmwrapper.job.model import Task
 from vmwrapper.job.resolve import Resolve, find_image
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def all_hypervisors() -> tuple[Hypervisor, ...]:
     """One of each, in the order of preference among equals."""
-    return (QemuHypervisor(), VirtualBoxHypervisor(), VmrunHypervisor())
+    return (QemuHypervisor(), VirtualBoxHypervisor(), VmwareHypervisor())
 
 
 @dataclass(frozen=True, slots=True)

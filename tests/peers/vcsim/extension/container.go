@@ -87,7 +87,7 @@ func (c *container) run() (err error) {
 		return err
 	}
 	if !c.isWarm && c.hasBooted {
-		_, err = podman("exec", c.id, "sh", "-c", "rm -rf /run/* /tmp/*")
+		err = exec.Command("runc", "exec", c.id, "sh", "-c", "rm -rf /run/* /tmp/*").Run()
 	}
 	c.isWarm, c.hasBooted = false, true
 	return err

@@ -112,11 +112,7 @@ echo "pid $$"
 exec sh -c "$2" </dev/null >/dev/null 2>&1`
 	program := strings.Trim(spec.ProgramPath, `"`)
 	line := strings.TrimSpace(`"` + program + `" ` + spec.Arguments)
-	var options []string
-	for _, variable := range spec.EnvVariables {
-		options = append(options, "--env", variable)
-	}
-	cmd := l.podman(options, script, program, line, spec.WorkingDirectory)
+	cmd := l.exec(spec.EnvVariables, script, program, line, spec.WorkingDirectory)
 	var complaints strings.Builder
 	cmd.Stderr = &complaints
 	stdout, err := cmd.StdoutPipe()
@@ -135,7 +131,7 @@ exec sh -c "$2" </dev/null >/dev/null 2>&1`
 		_ = cmd.Wait()
 		status, _ := strconv.Atoi(said)
 		if status == 0 {
-			log.Printf("podman exec: %s", complaints.String())
+			log.Printf("runc exec: %s", complaints.String())
 		} else if status == notADirectory {
 			program = spec.WorkingDirectory
 		}

@@ -119,7 +119,7 @@ func (t *transfer) upload(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusInternalServerError)
 		return nil
 	}
-	cmd := t.login.podman([]string{"--interactive"}, `cat >"$1" && chmod "$2" "$1"`, t.file, fmt.Sprintf("%o", t.mode))
+	cmd := t.login.exec(nil, `cat >"$1" && chmod "$2" "$1"`, t.file, fmt.Sprintf("%o", t.mode))
 	return through(cmd, func(stdin io.WriteCloser, _ io.Reader) error {
 		if _, err := io.Copy(stdin, r.Body); err != nil {
 			return err
@@ -129,7 +129,7 @@ func (t *transfer) upload(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (t *transfer) download(w http.ResponseWriter, r *http.Request) error {
-	cmd := t.login.podman(nil, `stat -L -c %s "$1" && exec cat "$1"`, t.file)
+	cmd := t.login.exec(nil, `stat -L -c %s "$1" && exec cat "$1"`, t.file)
 	return through(cmd, func(_ io.WriteCloser, stdout io.Reader) error {
 		buffered := bufio.NewReaderSize(stdout, 1<<16)
 		size, err := buffered.ReadString('\n')

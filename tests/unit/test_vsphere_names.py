@@ -1,0 +1,121 @@
+"""How machines of vSphere's are named: in image files, by slots, in URLs, and what a snapshot's description says."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vmwrapper.errors import JobError, SnapshotUnusable
+from vmwrapper.hypervisor.interface import MachineIdentity, Snapshot
+from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
+from vmwrapper.hypervisor.vmware.vsphere.image import By, base_image
+from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, identity_of, mark_of, owner, place_of, uuid_of
+from vmwrapper.hypervisor.vmware.vsphere.snapshots import saved
+from vmwrapper.hypervisor.vmware.vsphere.transfer import meant
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("DC0/vm/linux", By.PATH),
+        ("/DC 0/vm/lïnux", By.PATH),
+        ("[store 1] folder/name.vmx", By.FILE),
+        ("5d1c7f3e-8f0f-4c53-9d0b-6a2f0c4f7e11", By.UUID),
+    ],
+)
+def test_a_base_machine_is_named(tmp_path: Path, name: str, by: By) -> None:
+    file = tmp_path / "guest.vsphere"
+    file.write_text(f'machine = "{name}"\n')
+    image = base_image(file)
+    assert (image.name, image.by) == (name, by)
+    assert str(file) in str(image)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no image",
+        bytes(4096),
+        b"\xff",
+        b"machine = 7",
+        b'machine = ""',
+        b'machine = "a\\nb"',
+        b'machine = "a"\nother = 1',
+        b'machine = "' + b"x" * 2000 + b'"',
+        b"# " + b"x" * 5000 + b'\nmachine = "a"',
+        b"x = " + b"[" * 4000,
+    ],
+)
+def test_what_names_none(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "guest.vsphere"
+    file.write_bytes(content)
+    with pytest.raises(JobError, match=str(file)):
+        base_image(file)
+
+
+def test_a_slot_has_one_machine_and_other_slots_have_others() -> None:
+    first, again, other = (
+        place_of(MachineIdentity("p", result, slot)) for result, slot in (("r", "/s/0"), ("q", "/s/0"), ("r", "/s/1"))
+    )
+    assert first.uuid == again.uuid == uuid_of(Path("/s/0"))
+    assert first.uuid != other.uuid
+    assert first.name != other.name
+
+
+def test_the_name_has_no_odd_letters() -> None:
+    place = place_of(MachineIdentity("p", "r/%2f\x1b☃" + "x" * 500, "/s"))
+    assert place.name.isascii()
+    assert place.name.isprintable()
+    assert "/" not in place.name
+    assert len(place.name) < 80
+
+
+def test_a_mark_is_ours_only_of_this_user_and_computer() -> None:
+    def marked(*marks: object) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(key="other", value="x"),
+            *(SimpleNamespace(key=IDENTITY_KEY, value=one) for one in marks),
+        ]
+
+    identity = str(MachineIdentity("p", "r", "/s"))
+    ours, theirs = mark_of(identity), f"somebody@{owner()}\n{identity}"
+    assert identity_of(marked(ours)) == identity
+    for strange in ([], [7], [""], [identity], [theirs], [ours[1:]], [ours, theirs]):
+        assert identity_of(marked(*strange)) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "expected"),
+    [
+        ("https://*/guestFile?id=1&token=a", "esx", 443, "https://esx:443/guestFile?id=1&token=a"),
+        ("https://*/guestFile?id=1", "esx", 8443, "https://esx:8443/guestFile?id=1"),
+        ("https://*:444/x", "esx", 8443, "https://esx:444/x"),
+        ("https://other/x", "esx", 8443, "https://other/x"),
+        ("https://other:1/x", "esx", 8443, "https://other:1/x"),
+        ("https://*/x", "::1", 443, "https://[::1]:443/x"),
+    ],
+)
+def test_a_star_stands_for_the_host_that_one_is_connected_to(url: str, host: str, port: int, expected: str) -> None:
+    assert meant(url, host, port) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["http://*/x", "ftp://host/x", "/x", "", "https:///x", "https://host:x/", "https://[x/"]
+)
+def test_no_transfer_goes_without_tls(url: str) -> None:
+    with pytest.raises(VsphereFailed, match="https"):
+        meant(url, "esx", 443)
+
+
+@pytest.mark.parametrize(
+    "description", ["", "{}", "[", "7", "[" * 100_000, '{"name": "x", "made_by": {}}', '{"name": 1, "made_by": {}}']
+)
+def test_a_snapshot_whose_description_makes_no_sense(description: str) -> None:
+    with pytest.raises(SnapshotUnusable):
+        saved(Snapshot(1, description))
+
+
+def test_a_snapshot_that_was_described() -> None:
+    description = '{"name": "vmwrapper 1 ab", "made_by": {"server": "x"}}'
+    assert saved(Snapshot(1, description)).snapshot().number == 1
