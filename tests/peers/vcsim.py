@@ -4,10 +4,10 @@ It is built from Debian's source package of 0.24.2, with the files in `vcsim/ext
 its own (Go's `-overlay`).
 
 Of the simulator's own are: sessions, the inventory, tasks (which have ended when one gets them), power states, the
-tree of snapshots, the property collector, files on datastores. Of the extension are guests, which are containers of
-podman's: their power, tools and heartbeat, all guest operations with their faults, file transfers, what a snapshot
-keeps, a revert restores and a clone begins with, and that a host alone can't clone. Mended are properties that are
-unset, and tasks of snapshots, both of which made pyvmomi fail.
+tree of snapshots, the property collector, files on datastores. Of the extension are a machine's screen, which is
+dark, and guests, which are containers of podman's: their power, tools and heartbeat, all guest operations with their
+faults, file transfers, what a snapshot keeps, a revert restores and a clone begins with, and that a host alone can't
+clone. Mended are properties that are unset, and tasks of snapshots, both of which made pyvmomi fail.
 
 It is not as a real one in this: a snapshot has no memory, so no program goes on after a revert (/run and /tmp are
 there as they were); suspended guests do go on. A guest's boot id is the host's. Tools run as soon as the machine is

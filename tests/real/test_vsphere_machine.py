@@ -137,6 +137,20 @@ async def test_power(server: vsphere.Server, spec: MachineSpec) -> None:
     assert server.machines() == before
 
 
+@pytest.mark.parametrize("server", ["vpx", "esx"], indirect=True)
+async def test_a_picture_of_the_screen(server: vsphere.Server, spec: MachineSpec, tmp_path: Path) -> None:
+    hypervisor = await probed(server)
+    assert hypervisor.abilities.screen
+    async with up(hypervisor, spec) as machine:
+        assert isinstance(machine, VsphereMachine)
+        for name in ("first", "second"):  # which is possible since the server's file is gone
+            await machine.screenshot(tmp_path / name)
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        await machine.power_off()
+        with pytest.raises(MachineExited):
+            await machine.screenshot(tmp_path / "third")
+
+
 @pytest.mark.parametrize("server", ["esx"], indirect=True)
 async def test_a_host_without_vcenter(server: vsphere.Server, spec: MachineSpec) -> None:
     hypervisor = await probed(server)

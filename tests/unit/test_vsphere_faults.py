@@ -23,6 +23,7 @@ CALLED = (
     vim.VirtualMachine,
     vim.vm.Snapshot,
     vim.PerformanceManager,
+    vim.FileManager,
     vim.view.ViewManager,
     vim.view.ContainerView,
     vim.vm.guest.FileManager,

@@ -7,6 +7,7 @@ import pytest
 
 from vmwrapper.errors import JobError, SnapshotUnusable
 from vmwrapper.hypervisor.interface import MachineIdentity, Snapshot
+from vmwrapper.hypervisor.vmware.vsphere.datastore_file import url_of
 from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.image import By, base_image
 from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, identity_of, mark_of, owner, place_of, uuid_of
@@ -119,3 +120,15 @@ def test_a_snapshot_whose_description_makes_no_sense(description: str) -> None:
 def test_a_snapshot_that_was_described() -> None:
     description = '{"name": "vmwrapper 1 ab", "made_by": {"server": "x"}}'
     assert saved(Snapshot(1, description)).snapshot().number == 1
+
+
+def test_where_a_file_of_a_datastore_is_to_be_had() -> None:
+    assert url_of("[local ds] a & b/screen 0.png", "folder/DC0") == (
+        "https://*/folder/a%20%26%20b/screen%200.png?dcPath=folder%2FDC0&dsName=local+ds"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "screen.png", "[ds]", "[ds] ", "[ds] /etc/passwd", "[] x", "[ds] a\nb"])
+def test_what_names_no_file_of_a_datastore(name: str) -> None:
+    with pytest.raises(VsphereFailed):
+        url_of(name, "DC0")

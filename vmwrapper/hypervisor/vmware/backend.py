@@ -44,7 +44,9 @@ class VmwareHypervisor:
     @property
     def abilities(self) -> Abilities:
         if self._is_configured and "_vsphere" not in self.__dict__:  # it was not probed: what it is able to at best
-            return Abilities(guest_commands=True, needs_login=True, memory_snapshots=True, live_snapshots=True)
+            return Abilities(
+                guest_commands=True, needs_login=True, memory_snapshots=True, live_snapshots=True, screen=True
+            )
         return self._chosen.abilities
 
     async def probe(self, clock: RunningClock) -> ProbeResult:

@@ -46,6 +46,7 @@ class VsphereHypervisor:
             needs_login=True,
             memory_snapshots=self._keeps_memory,
             live_snapshots=self._keeps_memory,
+            screen=True,
         )
 
     async def probe(self, clock: RunningClock) -> ProbeResult:
@@ -92,7 +93,13 @@ class VsphereHypervisor:
             try:
                 await own.have()
                 yield VsphereMachine(
-                    connection, own.handle, spec, snapshots=own.snapshots, renew=own.renew, guest=guest
+                    connection,
+                    own.handle,
+                    spec,
+                    snapshots=own.snapshots,
+                    renew=own.renew,
+                    guest=guest,
+                    transfers=ways,
                 )
             finally:
                 await to_its_end(own.end(), limit_s=_END_LIMIT_S)

@@ -111,6 +111,11 @@ class Connection:
     def about(self) -> Any:
         return self.content.about
 
+    @property
+    def cookie(self) -> str:
+        """By which a server knows the session again: a secret of both."""
+        return str(self._stub.cookie).partition(";")[0]
+
     async def open(self) -> None:
         """Log in. Raises VsphereFailed, NoUsableHypervisor."""
         instance = vim.ServiceInstance("ServiceInstance", self._stub)

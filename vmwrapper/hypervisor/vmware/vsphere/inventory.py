@@ -137,7 +137,7 @@ async def target_of(connection: Connection, machine: Any) -> Target:
         if settings.resource_pool
         else beside.get("resourcePool")
     )
-    centre = await _centre_of(connection, machine) if machine else await datacenter(connection)
+    centre = await centre_of(connection, machine) if machine else await datacenter(connection)
     if folder is None:
         folder = await connection.property(centre, "vmFolder")
     if pool is None:
@@ -154,7 +154,20 @@ async def _named(connection: Connection, path: str, kind: type) -> Any:
     return found
 
 
-async def _centre_of(connection: Connection, machine: Any) -> Any:
+async def path_of(connection: Connection, thing: Any) -> str:
+    """Its inventory path. Raises VsphereFailed."""
+    names: list[str] = []
+    for _ in range(_DEEPEST):
+        found = (await connection.properties({thing: ["name", "parent"]}))[thing]
+        if (above := found.get("parent")) is None:  # the root folder, which no path begins with
+            return "/".join(reversed(names))
+        names.append(found["name"])
+        thing = above
+    raise NoUsableHypervisor(f"the vSphere server {connection} shows folders without end")
+
+
+async def centre_of(connection: Connection, machine: Any) -> Any:
+    """The datacenter in whose inventory the machine is."""
     above = machine
     for _ in range(_DEEPEST):
         above = await connection.property(above, "parent")

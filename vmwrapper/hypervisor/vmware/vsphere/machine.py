@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vmwrapper.concurrency import to_its_end
@@ -16,10 +17,13 @@ from vmwrapper.errors import (
     VmwrapperError,
 )
 from vmwrapper.hypervisor.interface import Guest, MachineSpec, Room, Snapshot, Standing
+from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection, Properties
+from vmwrapper.hypervisor.vmware.vsphere.datastore_file import taken
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.guest import Handle, VsphereGuest
 from vmwrapper.hypervisor.vmware.vsphere.snapshots import Snapshots
+from vmwrapper.hypervisor.vmware.vsphere.transfer import Transfers
 from vmwrapper.hypervisor.vmware.vsphere.usage import QUICK_STATS, SAMPLE_S, Counter, CpuTime, memory_bytes, rate
 from vmwrapper.hypervisor.vmware.vsphere.vim_task import answered, vim_task
 
@@ -29,6 +33,7 @@ ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 _VERB_LIMIT_S = 300.0
 _POWER_OFF_LIMIT_S = 60.0
 _LOOK_S = 3.0
+_MOST_PICTURE_BYTES = 64 << 20
 _PATIENCE_S = 900.0
 """For a server that is away, while the machine runs on without it: a vCenter restarts in some minutes."""
 _WATCHED = (
@@ -42,7 +47,7 @@ _WATCHED = (
 
 
 class VsphereMachine:
-    """See `Machine`. It stands still by being suspended: vSphere has no other pause."""
+    """See `Machine`, `Screen`. It stands still by being suspended: vSphere has no other pause."""
 
     def __init__(  # noqa: PLR0913  (each of another kind)
         self,
@@ -53,6 +58,7 @@ class VsphereMachine:
         snapshots: Snapshots,
         renew: Callable[[], Awaitable[None]],
         guest: VsphereGuest | None,
+        transfers: Transfers,
     ) -> None:
         """`renew` has the machine as it was created, without snapshots; `guest` is None where nobody may log in."""
         self._connection = connection
@@ -61,6 +67,7 @@ class VsphereMachine:
         self._snapshots = snapshots
         self._renew = renew
         self._guest = guest
+        self._transfers = transfers
         self._is_reverted = False
         self._meant = OFF
         self._seen: Properties = {}
@@ -179,6 +186,16 @@ class VsphereMachine:
                 await self._have(SUSPENDED)
             except GuestPoweredOff as off:
                 raise SnapshotUnusable("the machine is off after it") from off
+
+    async def screenshot(self, file: Path) -> None:
+        """The server draws it, in a file on its datastore."""
+        async with self._one_verb("draw the screen of"):
+            self._must_be_on()
+            machine, limit_bytes = self._handle.machine, _MOST_PICTURE_BYTES
+            name = await vim_task(self._connection, machine, "CreateScreenshot", machine=machine, limit_s=_VERB_LIMIT_S)
+            picture = await taken(self._connection, self._transfers, machine, name, limit_bytes=limit_bytes)
+        with writing(file):
+            await asyncio.to_thread(file.write_bytes, picture)
 
     async def watch(self) -> NoReturn:
         loop = asyncio.get_running_loop()

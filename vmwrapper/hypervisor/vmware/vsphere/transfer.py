@@ -6,9 +6,10 @@ Against the same certificates as all else: a vCenter may send us to one of its h
 Source: the vSphere Web Services API reference, GuestFileManager.InitiateFileTransferToGuest.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
@@ -47,8 +48,11 @@ class Transfers:
         async with self._asked("PUT", url, data=content, headers=with_type) as response:
             await response.read()
 
-    async def get_bytes(self, url: str, *, limit_bytes: int) -> bytes:
-        """All that is there. Raises VsphereFailed, GuestError for more than that."""
+    async def get_bytes(self, url: str, *, limit_bytes: int, in_session: bool = False) -> bytes:
+        """All that is there. Raises VsphereFailed, GuestError for more than that.
+
+        `in_session` as the user who is logged in, for a URL of ours, not one that a server has named.
+        """
         found = bytearray()
 
         async def take(chunk: bytes) -> None:
@@ -56,12 +60,14 @@ class Transfers:
             if len(found) > limit_bytes:
                 raise GuestError("the guest sends more than it was asked for")
 
-        await self.get(url, take)
+        await self.get(url, take, headers={"Cookie": self._connection.cookie} if in_session else {})
         return bytes(found)
 
-    async def get(self, url: str, take: Callable[[bytes], Awaitable[None]]) -> None:
+    async def get(
+        self, url: str, take: Callable[[bytes], Awaitable[None]], *, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Hand all that is there to `take`, in chunks. Raises VsphereFailed."""
-        async with self._asked("GET", url) as response:
+        async with self._asked("GET", url, headers=headers) as response:
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 await take(chunk)
 
