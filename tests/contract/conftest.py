@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.peers import boot_sector, virtualbox_chroot, virtualbox_linux, vsphere
+from tests.peers import boot_sector, virtualbox_chroot, virtualbox_linux, vmrun_stand_in, vsphere
 from tests.peers.virtualbox import clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.folders import image_folder
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.memory.backend import IMAGE
 
-from .subjects import MemorySubject, QemuSubject, Subject, VirtualBoxLinuxSubject, VirtualBoxSubject, VsphereSubject
+from .subjects import (
+    MemorySubject,
+    QemuSubject,
+    Subject,
+    VirtualBoxLinuxSubject,
+    VirtualBoxSubject,
+    VmrunSubject,
+    VsphereSubject,
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,14 +34,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             able.append(pytest.param("virtualbox", marks=pytest.mark.virtualbox))
         elif metafunc.module.__name__.endswith("test_guest_contract"):  # in others each test boots: 30 s without VT
             able.append(pytest.param("virtualbox with Linux", marks=pytest.mark.virtualbox_linux))
-            able.append(pytest.param("vsphere", marks=pytest.mark.vcsim))
-        if _suits_vsphere(metafunc):
-            able.append(pytest.param("vsphere", marks=pytest.mark.vcsim))
+        if _suits_simulators(metafunc):
+            able += [pytest.param("vsphere", marks=pytest.mark.vcsim), pytest.param("vmrun")]
         metafunc.parametrize("subject", able, indirect=True, scope="module")
 
 
-def _suits_vsphere(metafunc: pytest.Metafunc) -> bool:
-    """Its simulator keeps no memory in snapshots. A look at what its guest counted takes as long as a short pause."""
+def _suits_simulators(metafunc: pytest.Metafunc) -> bool:
+    """VMware's keep no memory in snapshots. A look at what their guests counted takes as long as a short pause."""
+    if metafunc.module.__name__.endswith("test_guest_contract"):
+        return True
     return (
         metafunc.module.__name__.endswith("test_hypervisor_contract")
         and metafunc.definition.get_closest_marker("guest_commands") is None
@@ -59,6 +68,12 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 pytest.skip(reason)
             with vsphere.server(tmp_path_factory.mktemp("vsphere") / "server") as server:
                 yield VsphereSubject(server)
+        case "vmrun":
+            if reason := vmrun_stand_in.missing():
+                pytest.skip(reason)
+            subject = VmrunSubject(tmp_path_factory.mktemp("vmrun") / "home")
+            yield subject
+            vmrun_stand_in.end_all(subject.home)
 
 
 def _memory(folder: Path) -> Subject:

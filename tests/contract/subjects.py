@@ -1,6 +1,7 @@
 """The hypervisors that the contract is tested with, each with what tests do to its machines behind its back."""
 
 import asyncio
+import os
 import re
 import shlex
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Protocol
 import psutil
 from pyVim.task import WaitForTask
 
-from tests.peers import boot_sector, virtualbox_linux, vsphere
+from tests.peers import boot_sector, virtualbox_linux, vmrun_stand_in, vsphere
 from vmwrapper.errors import GuestPanicked, GuestPoweredOff, GuestSilent, MachineExited
 from vmwrapper.guest.launcher import Launcher, Program
 from vmwrapper.hypervisor.interface import Guest, Hypervisor, Login, Machine, MachineSpec, Snapshot
@@ -20,6 +21,12 @@ from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 from vmwrapper.hypervisor.qemu.saved import saved
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
+from vmwrapper.hypervisor.vmware.vmrun.backend import VmrunHypervisor
+from vmwrapper.hypervisor.vmware.vmrun.disks import make_disk
+from vmwrapper.hypervisor.vmware.vmrun.place import place_of as vmrun_place_of
+from vmwrapper.hypervisor.vmware.vmrun.running import running
+from vmwrapper.hypervisor.vmware.vmrun.settings import SCRATCH_UUID
+from vmwrapper.hypervisor.vmware.vmrun.vmx import vmx_text
 from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
 from vmwrapper.hypervisor.vmware.vsphere.place import place_of
 
@@ -89,10 +96,7 @@ class _Commanded:
         await machine.guest.ready(limit_s=limit_s)
 
     async def start_counter(self, machine: Machine, folder: Path) -> None:
-        launcher = Launcher(machine.guest, datadir="/tmp", user="root")
-        await launcher.prepare(scratch=True)
-        await machine.guest.put(host_files(folder, {COUNTER: COUNTER_SCRIPT.encode()}), "/tmp")
-        await launcher.start(Program(path=COUNTER, environment={}))
+        await launch_counter(machine, folder, scratch=True)
 
     async def counted(self, machine: Machine) -> int:
         return int(await machine.guest.read("/tmp/count", limit_bytes=20) or 0)
@@ -252,10 +256,7 @@ class VsphereSubject(_Linux):
         return VsphereHypervisor(lambda: self._server.settings)
 
     async def start_counter(self, machine: Machine, folder: Path) -> None:
-        launcher = Launcher(machine.guest, datadir="/tmp", user="root")
-        await launcher.prepare(scratch=False)
-        await machine.guest.put(host_files(folder, {COUNTER: COUNTER_SCRIPT.encode()}), "/tmp")
-        await launcher.start(Program(path=COUNTER, environment={}))
+        await launch_counter(machine, folder, scratch=False)
 
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
         with self._server.owner() as content:
@@ -264,11 +265,43 @@ class VsphereSubject(_Linux):
             WaitForTask(found.Destroy())
 
 
+class VmrunSubject(_Linux):
+    """See `Subject`. A stand-in for vmrun, whose guests are processes: they have no scratch disk."""
+
+    ends_within_s = 15.0
+    boots_within_s = 60.0
+    login = Login("root", vmrun_stand_in.PASSWORD)
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        vmrun_stand_in.install(home, "ws")
+        make_disk(home / "guest.vmdk", 4096, serial=SCRATCH_UUID)
+        self.image = home / "guest.vmx"
+        self.image.write_text(vmx_text({"scsi0:0.fileName": "guest.vmdk"}))
+
+    def hypervisor(self) -> Hypervisor:
+        return VmrunHypervisor(self.home / "vmrun", modules=Path(os.devnull))
+
+    async def start_counter(self, machine: Machine, folder: Path) -> None:
+        await launch_counter(machine, folder, scratch=False)
+
+    def kill(self, machine: Machine, spec: MachineSpec) -> None:
+        [process] = running(vmrun_place_of(spec.identity, spec.directory).vmx)
+        process.kill()
+
+
 def host_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:
     files = {name: folder / f"input {number}" for number, name in enumerate(contents)}
     for name, path in files.items():
         path.write_bytes(contents[name])
     return files
+
+
+async def launch_counter(machine: Machine, folder: Path, *, scratch: bool) -> None:
+    launcher = Launcher(machine.guest, datadir="/tmp", user="root")
+    await launcher.prepare(scratch=scratch)
+    await machine.guest.put(host_files(folder, {COUNTER: COUNTER_SCRIPT.encode()}), "/tmp")
+    await launcher.start(Program(path=COUNTER, environment={}))
 
 
 async def _count(guest: MemoryGuest) -> int:

@@ -87,8 +87,8 @@ class TestCommands:
         assert b"/nowhere" in result.stderr
 
     async def test_an_argument_is_one_argument(self, guest: Guest, limit_s: float) -> None:
-        result = await guest.run(["cat", "/a b; 'c' $HOME"], limit_s=limit_s)
-        assert b"/a b; 'c' $HOME" in result.stderr
+        result = await guest.run(["cat", '/a b; "c" $HOME'], limit_s=limit_s)
+        assert b'/a b; "c" $HOME' in result.stderr
 
     async def test_an_unknown_command(self, guest: Guest, limit_s: float) -> None:
         with pytest.raises(GuestError, match="no-such-command"):
