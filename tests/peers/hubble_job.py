@@ -52,13 +52,17 @@ CHAPTERS = (
 )
 
 
+def app(settings: Mapping[str, str]) -> bytes:
+    """vmwrapper, with these environment variables."""
+    words = [f"{name}={value}" for name, value in settings.items()]
+    return f'#!/bin/sh\nexec env {shlex.join(words)} {shlex.quote(str(VMWRAPPER))} --debug "$@"\n'.encode()
+
+
 def start(client: BoincClient, image: Path, *, wishes: str, seconds: int, settings: Mapping[str, str]) -> None:
     """A client whose app runs the job, after some seconds, in a guest of this image; `wishes` are elements of its task.
 
     `settings` are environment variables of the app's.
     """
-    words = [f"{name}={value}" for name, value in settings.items()]
-    app = f'#!/bin/sh\nexec env {shlex.join(words)} {shlex.quote(str(VMWRAPPER))} --debug "$@"\n'
     files = {name: (EXAMPLES / name).read_bytes() for name in ("hubble.sh", "nebulae.dat")}
     job = _JOB.format(vm="guest", wishes=wishes)
     client.prepare(
@@ -67,7 +71,7 @@ def start(client: BoincClient, image: Path, *, wishes: str, seconds: int, settin
             outputs=["hubble.out"],
             disk_bound_bytes=4_000_000_000,
         ),
-        app_files={MAIN: app.encode(), f"guest{image.suffix}": image.read_bytes()},
+        app_files={MAIN: app(settings), f"guest{image.suffix}": image.read_bytes()},
         preferences=Preferences(leave_apps_in_memory=True),
     )
     client.start()
