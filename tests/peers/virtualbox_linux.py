@@ -27,6 +27,8 @@ PASSWORD = "countess' <secret>"
 _PACKAGES = (
     "virtualbox-guest-utils,busybox-static,libpam-modules,libpam-modules-bin,sudo,xxhash,dash,isolinux,syslinux-common"
 )
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+_AGENT = re.compile(r"^cat >\"\$work/agent\" <<'END'\n(.*?)^END\n", re.MULTILINE | re.DOTALL)
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _PROGRAMS = (
     "usr/bin/sudo",
@@ -76,6 +78,12 @@ def missing() -> str | None:
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"making a Linux guest needs {', '.join(absent)}: make test installs that for root"
     return virtualbox_chroot.missing() or virtualbox_kernel.missing()
+
+
+def its_agent() -> str:
+    """What starts vmwrapper's agent at boot, as the image for scientists has it."""
+    [script] = _AGENT.findall((_EXAMPLES / "debian-image.sh").read_text())
+    return str(script)
 
 
 def cd(agent: str = "") -> Path:

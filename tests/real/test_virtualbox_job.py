@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 from tests.peers import virtualbox_linux
 from tests.peers.virtualbox import Profile, clean_profile
 
-from .test_job import EXAMPLES, VMWRAPPER
+from .test_job import VMWRAPPER
 
 pytestmark = pytest.mark.virtualbox_linux
 
@@ -50,9 +49,6 @@ def virtualbox(tmp_path: Path) -> Iterator[Profile]:
         pytest.skip(reason)
     with clean_profile(tmp_path / "virtualbox") as profile:
         yield profile
-
-
-ITS_AGENT = re.compile(r"^cat >\"\$work/agent\" <<'END'\n(.*?)^END\n", re.MULTILINE | re.DOTALL)
 
 
 def start(profile: Profile, job: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -95,13 +91,14 @@ def test_goes_on_after_its_wrapper_was_killed(virtualbox: Profile, tmp_path: Pat
 
 
 def test_an_image_that_starts_the_agent_needs_no_password(virtualbox: Profile, tmp_path: Path) -> None:
-    script = EXAMPLES / "debian-image.sh"
-    found = ITS_AGENT.search(script.read_text())
-    assert found
     (tmp_path / "input").write_bytes(b"input\n")
     (tmp_path / "program.sh").write_text("#!/bin/sh\ncat input >output; id -un >who\n")
     job, log = tmp_path / "job.xml", tmp_path / "log"
-    job.write_text(JOB.format(image=virtualbox_linux.cd(found[1]), login=f"<user>{virtualbox_linux.USER}</user>"))
+    job.write_text(
+        JOB.format(
+            image=virtualbox_linux.cd(virtualbox_linux.its_agent()), login=f"<user>{virtualbox_linux.USER}</user>"
+        )
+    )
     wrapper = start(virtualbox, job, log)
     assert wrapper.wait(LIMIT_S) == 0, log.read_text()
     assert (tmp_path / "output").read_bytes() == b"input\n"
