@@ -390,7 +390,7 @@ class TestGuest:
                 await machine.guest.ready(limit_s=1)
 
     async def test_a_wrong_password(self, home: Path, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vmwrapper.hypervisor.vmware.vmrun.guest._LOGIN_LIMIT_S", 0.5)
+        monkeypatch.setattr("vmwrapper.hypervisor.refusals._LIMIT_S", 0.5)
         async with created(home, replace(spec, login=Login("root", "wrong"))) as machine:
             await machine.power_on()
             with pytest.raises(JobError, match="does not let root log in"):

@@ -17,8 +17,9 @@ from tests.peers.cutting_proxy import CuttingProxy
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, GuestPoweredOff, JobError, MachineExited, SnapshotFailed, SnapshotUnusable
+from vmwrapper.hypervisor import refusals
 from vmwrapper.hypervisor.interface import Login, Machine, MachineIdentity, MachineSpec, Snapshot
-from vmwrapper.hypervisor.vmware.vsphere import guest, snapshots
+from vmwrapper.hypervisor.vmware.vsphere import snapshots
 from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
 from vmwrapper.hypervisor.vmware.vsphere.connection import connected
 from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
@@ -172,7 +173,7 @@ async def test_a_host_without_vcenter(server: vsphere.Server, spec: MachineSpec)
 
 
 async def test_who_may_not_log_in(server: vsphere.Server, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest, "_LOGIN_LIMIT_S", 0.5)
+    monkeypatch.setattr(refusals, "_LIMIT_S", 0.5)
     hypervisor = await probed(server)
     wrong = replace(spec, login=Login("root", "wrong's <secret>"))
     async with hypervisor.machine(wrong, RunningClock()) as machine:

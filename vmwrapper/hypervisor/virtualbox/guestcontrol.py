@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmwrapper.clock import RunningClock
-from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, MachineExited, ProcessFailed
+from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, MachineExited, ProcessFailed
 from vmwrapper.hypervisor.interface import Login
+from vmwrapper.hypervisor.refusals import Refusals
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.settings import ANSWERS, REQUESTS
 from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed
@@ -22,7 +23,6 @@ from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFai
 _TRY_LIMIT_S = 60.0
 _GRACE_S = 15.0
 _PAUSE_S = 0.3
-_LOGIN_LIMIT_S = 30.0
 _MOST_BYTES = 64 * 1024
 # VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
 _PROGRAM = ("--exe", "/usr/bin/env", "--wait-stdout", "--wait-stderr")
@@ -58,7 +58,7 @@ class GuestControl:
         Raises GuestSilent after `limit_s`, GuestError, MachineExited, JobError where the guest lets us not log in.
         """
         complaint = "it was not asked"
-        refused_since_s: float | None = None
+        refusals = Refusals(self._login.user, self._clock)
         try:
             async with self._clock.timeout(limit_s):
                 while True:
@@ -66,29 +66,12 @@ class GuestControl:
                         return await self._start_agent()
                     except VirtualBoxFailed as failed:
                         complaint = str(failed)
-                        refused_since_s = self._judged(failed, refused_since_s)
+                        _judge(failed, refusals)
                     except ProcessFailed as failed:  # it gave no answer
                         complaint = str(failed)
                     await self._clock.sleep(_PAUSE_S)
         except TimeoutError as error:
             raise GuestSilent(f"the guest took no command within {limit_s:g} s; the last try: {complaint}") from error
-
-    def _judged(self, failed: VirtualBoxFailed, refused_since_s: float | None) -> float | None:
-        """Since when the guest lets us not log in, which a guest that boots may do. Raises where that is the end."""
-        if failed.fault is Fault.WRONG_STATE:
-            raise MachineExited(f"the machine does not run: {failed}") from failed
-        if failed.fault is Fault.GUEST_FAILED:
-            raise GuestError(
-                f"the guest can't start our agent, for which it needs to be root, and the module vboxsf: {failed}"
-            ) from failed
-        if failed.fault is not Fault.LOGIN_REFUSED:
-            return None
-        now_s = self._clock.elapsed_s
-        if refused_since_s is not None and now_s - refused_since_s > _LOGIN_LIMIT_S:
-            raise JobError(
-                f"the guest does not let {self._login.user} log in: name a user and its password that the image has"
-            ) from failed
-        return now_s if refused_since_s is None else refused_since_s
 
     async def _start_agent(self) -> None:
         sudo = () if self._login.user == "root" else ("sudo", "-n", "--")
@@ -121,3 +104,17 @@ class GuestControl:
             yield f"/proc/self/fd/{descriptor}", (descriptor,)
         finally:
             os.close(descriptor)
+
+
+def _judge(failed: VirtualBoxFailed, refusals: Refusals) -> None:
+    """Raise where there is no use in trying again."""
+    if failed.fault is Fault.WRONG_STATE:
+        raise MachineExited(f"the machine does not run: {failed}") from failed
+    if failed.fault is Fault.GUEST_FAILED:
+        raise GuestError(
+            f"the guest can't start our agent, for which it needs to be root, and the module vboxsf: {failed}"
+        ) from failed
+    if failed.fault is Fault.LOGIN_REFUSED:
+        refusals.one_more(failed)
+    else:
+        refusals.end()

@@ -43,9 +43,6 @@ class Calls(Protocol):
     def user(self) -> str:
         """Who logs in."""
 
-    def settle(self) -> None:
-        """To be told when the guest runs on after it was reverted."""
-
     async def call(
         self,
         verb: str,
@@ -88,10 +85,6 @@ class CalledGuest:
     def __init__(self, control: Calls) -> None:
         self._control = control
         self.quiet = control.quiet
-
-    def settle(self) -> None:
-        """To be told when it runs on after it was reverted."""
-        self._control.settle()
 
     async def ready(self, *, limit_s: float) -> None:
         try:

@@ -9,21 +9,22 @@ Source: VMware's "Using vmrun to Control Virtual Machines", "Guest Operating Sys
 
 import asyncio
 import os
-import secrets
-import shlex
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import beside, to_thread_and_back
-from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, JobError, MachineExited, ProcessFailed
+from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, MachineExited, ProcessFailed
 from vmwrapper.hypervisor.guest_script import Said
 from vmwrapper.hypervisor.interface import Login
-from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CutOff, answer, script
+from vmwrapper.hypervisor.refusals import Refusals
+from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CutOff, answer
+from vmwrapper.hypervisor.vmware.script_calls import THERE, ScriptCalls
 from vmwrapper.hypervisor.vmware.vmrun.faults import Fault
 from vmwrapper.hypervisor.vmware.vmrun.vmrun import Vmrun, VmrunFailed
 
@@ -31,59 +32,22 @@ _MOST_AROUND_BYTES = 1 << 20
 _GRACE_S = 30.0
 _PAUSE_S = 0.5
 _LOOK_S = 0.1
-_LOGIN_LIMIT_S = 30.0
 _COPY_LIMIT_S = 60.0
 """For what is not larger than a call's answer; then vmrun is stuck."""
 _WATCH_S = 2.0
 """So long who watches the machine has to tell why it does not run."""
-_THERE = "/tmp/.vmwrapper-call-"  # noqa: S108  (the guest's)
-_HELLO = """\
-umask 077
-exec >"$0.new" 2>/dev/null
-trap 'chown {user} "$0.new"; mv "$0.new" "$0.out"' EXIT
-rm -rf {old}
-blob=$0
-"""
 T = TypeVar("T")
 
 
-class GuestCalls:
+class GuestCalls(ScriptCalls):
     """See `Calls`."""
 
     def __init__(self, vmrun: Vmrun, vmx: Path, login: Login, clock: RunningClock, *, folder: Path) -> None:
         """`folder` is for files that live as long as a call."""
+        super().__init__(login, clock)
         self._vmrun = vmrun
         self._vmx = vmx
-        self._login = login
-        self._clock = clock
         self._folder = folder
-        self.quiet = asyncio.Lock()
-        self._script = script()
-        self._old: list[str] = []
-        """Nonces of what was answered, and may be forgotten in the guest."""
-
-    @property
-    def user(self) -> str:
-        return self._login.user
-
-    def settle(self) -> None:
-        """Each call is by itself: nothing is known of a guest that would have to be left in peace."""
-
-    async def call(
-        self,
-        verb: str,
-        *arguments: str,
-        directory: str | None = None,
-        stdin: bytes = b"",
-        nonce: str | None = None,
-        limit_s: float,
-    ) -> Said:
-        words = (nonce or secrets.token_hex(16), directory or ".", verb, *arguments)
-        request = self._request(words, stdin)
-        said = await self._repeated(lambda: self._once(words[0], request, limit_s), _what(verb, arguments), limit_s)
-        if nonce is None:
-            self._old.append(words[0])
-        return said
 
     async def copy_to(self, file: Path, there: str, *, limit_s: float) -> None:
         async def once() -> None:
@@ -94,18 +58,13 @@ class GuestCalls:
                     raise GuestError(f"the guest does not take {file.name}: {failed}") from failed
                 raise
 
-        await self._repeated(once, f"the guest did not take {file.name}", limit_s)
+        await self.repeated(once, f"the guest did not take {file.name}", limit_s)
 
-    def _request(self, words: Sequence[str], stdin: bytes) -> bytes:
-        """The script that does it, with what it reads after its end."""
-        old = [name for nonce in self._old for name in (f"{_THERE}{nonce}*", f"/run/.vmwrapper-{nonce}")]
-        self._old = []
-        hello = _HELLO.format(user=shlex.quote(self.user), old=" ".join(old) or "/nonexistent")
-        text = f"{hello}set -- {shlex.join(words)}\n{self._script}\nexit\n"
-        return text.encode("utf-8", "surrogateescape") + stdin
+    def _once(self, nonce: str, request: bytes, limit_s: float) -> Callable[[], Awaitable[Said]]:
+        return partial(self._answer, nonce, request, limit_s)
 
-    async def _once(self, nonce: str, request: bytes, limit_s: float) -> Said:
-        there = f"{_THERE}{nonce}"
+    async def _answer(self, nonce: str, request: bytes, limit_s: float) -> Said:
+        there = f"{THERE}{nonce}"
         sudo = [] if self.user == "root" else ["/usr/bin/sudo", "-n"]
         with self._scratch(request) as scratch:
             await self._told("CopyFileFromHostToGuest", scratch / "request", there, limit_s=_COPY_LIMIT_S)
@@ -140,9 +99,9 @@ class GuestCalls:
         async with self.quiet:
             await self._vmrun(verb, self._vmx, *words, login=self._login, limit_s=limit_s)
 
-    async def _repeated(self, once: Callable[[], Awaitable[T]], what: str, limit_s: float) -> T:
+    async def repeated(self, once: Callable[[], Awaitable[T]], what: str, limit_s: float) -> T:
         complaint = "it was not asked"
-        refused_since_s: float | None = None
+        refusals = Refusals(self.user, self._clock)
         try:
             async with self._clock.timeout(limit_s):
                 while True:
@@ -152,28 +111,24 @@ class GuestCalls:
                         complaint = str(cut_off)
                     except VmrunFailed as failed:
                         complaint = str(failed)
-                        refused_since_s = await self._judged(failed, refused_since_s)
+                        await self._judge(failed, refusals)
                     except ProcessFailed as stuck:
                         complaint = str(stuck)
                     await self._clock.sleep(_PAUSE_S)
         except TimeoutError as error:
             raise GuestSilent(f"{what} within {limit_s:g} s; the last try: {complaint}") from error
 
-    async def _judged(self, failed: VmrunFailed, refused_since_s: float | None) -> float | None:
-        """Since when the guest lets us not log in, which a guest that boots may do. Raises where that is the end."""
+    async def _judge(self, failed: VmrunFailed, refusals: Refusals) -> None:
+        """Raise where there is no use in trying again."""
         if failed.fault in (Fault.NOT_RUNNING, Fault.NO_MACHINE):
             await asyncio.sleep(_WATCH_S)
             raise MachineExited(f"the machine does not run: {failed}") from failed
         if failed.fault is Fault.GUEST_FAILED:
             raise GuestError(f"the guest can't run our script as root: {failed}") from failed
-        if failed.fault is not Fault.LOGIN_REFUSED:
-            return None
-        now_s = self._clock.elapsed_s
-        if refused_since_s is not None and now_s - refused_since_s > _LOGIN_LIMIT_S:
-            raise JobError(
-                f"the guest does not let {self.user} log in: name a user and its password that the image has"
-            ) from failed
-        return now_s if refused_since_s is None else refused_since_s
+        if failed.fault is Fault.LOGIN_REFUSED:
+            refusals.one_more(failed)
+        else:
+            refusals.end()
 
     @contextmanager
     def _scratch(self, request: bytes) -> Iterator[Path]:
@@ -221,9 +176,3 @@ def _read(file: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise GuestError("the guest sends more than it was asked for")
     return content
-
-
-def _what(verb: str, arguments: Sequence[str]) -> str:
-    if verb == "run":
-        return f"the command {arguments[1]!r} in the guest did not end"
-    return "the guest did not answer"

@@ -9,10 +9,9 @@ Source: the vSphere Web Services API reference, GuestFileManager and GuestProces
 
 import asyncio
 import posixpath
-import secrets
-import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +19,13 @@ from pyVmomi import vim
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back
-from vmwrapper.errors import GuestError, GuestSilent, JobError, MachineExited, OutputChanged
+from vmwrapper.errors import GuestError, GuestSilent, MachineExited, OutputChanged
 from vmwrapper.hypervisor.guest_script import Said
 from vmwrapper.hypervisor.interface import Login
 from vmwrapper.hypervisor.outputs import Output, Sink
-from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CalledGuest, CutOff, answer, script
+from vmwrapper.hypervisor.refusals import Refusals
+from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CalledGuest, CutOff, answer
+from vmwrapper.hypervisor.vmware.script_calls import THERE, ScriptCalls
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.transfer import Transfers
@@ -39,17 +40,8 @@ _LONGEST_LOOK_S = 2.0
 _LOOKS_PER_SIGN_OF_LIFE = 4
 _PAUSE_S = 0.3
 _OVERWRITES = True
-_LOGIN_LIMIT_S = 30.0
 _WATCH_S = 4.0
 """So long who watches the machine has to tell why it does not run."""
-_THERE = "/tmp/.vmwrapper-call-"  # noqa: S108  (the guest's)
-_HELLO = """\
-umask 077
-exec >"$0.new" 2>/dev/null
-trap 'chown {user} "$0.new"; mv "$0.new" "$0.out"' EXIT
-rm -rf {old}
-blob=$0
-"""
 _NO_FILE = (Fault.UNUSABLE_FILE, Fault.GONE)
 _CANT_READ = (*_NO_FILE, Fault.GUEST_FORBIDS)
 _WONT_TAKE = (*_NO_FILE, Fault.GUEST_FORBIDS, Fault.GUEST_FAILED, Fault.NO_SPACE, Fault.EXISTS, Fault.OTHER)
@@ -74,48 +66,20 @@ class _Call:
 
     @property
     def there(self) -> str:
-        return f"{_THERE}{self.nonce}-{self.tries}"
+        return f"{THERE}{self.nonce}-{self.tries}"
 
 
-class GuestOperations:
+class GuestOperations(ScriptCalls):
     """See `Calls`, and files that are read directly."""
 
     def __init__(
         self, connection: Connection, transfers: Transfers, handle: Handle, login: Login, clock: RunningClock
     ) -> None:
+        super().__init__(login, clock)
         self._connection = connection
         self._transfers = transfers
         self._handle = handle
-        self._login = login
-        self._clock = clock
         self._managers: Any = None
-        self.quiet = asyncio.Lock()
-        self._script = script()
-        self._old: list[str] = []
-        """Nonces of what was answered, and may be forgotten in the guest."""
-
-    @property
-    def user(self) -> str:
-        return self._login.user
-
-    def settle(self) -> None:
-        """Each call is by itself: nothing is known of a guest that would have to be left in peace."""
-
-    async def call(
-        self,
-        verb: str,
-        *arguments: str,
-        directory: str | None = None,
-        stdin: bytes = b"",
-        nonce: str | None = None,
-        limit_s: float,
-    ) -> Said:
-        words = (nonce or secrets.token_hex(16), directory or ".", verb, *arguments)
-        one = _Call(words[0], self._request(words, stdin))
-        said = await self.repeated(lambda: self._once(one), _what(verb, arguments), limit_s)
-        if nonce is None:
-            self._old.append(words[0])
-        return said
 
     async def copy_to(self, file: Path, there: str, *, limit_s: float) -> None:
         async def once() -> None:
@@ -140,15 +104,10 @@ class GuestOperations:
         """Hand a whole file to `take`. Raises VsphereFailed."""
         await self._transfers.get((await self._from_guest(path)).url, take)
 
-    def _request(self, words: Sequence[str], stdin: bytes) -> bytes:
-        """The script that does it, with what it reads after its end."""
-        old = [name for nonce in self._old for name in (f"{_THERE}{nonce}-*", f"/run/.vmwrapper-{nonce}")]
-        self._old = []
-        hello = _HELLO.format(user=shlex.quote(self.user), old=" ".join(old) or "/nonexistent")
-        text = f"{hello}set -- {shlex.join(words)}\n{self._script}\nexit\n"
-        return text.encode("utf-8", "surrogateescape") + stdin
+    def _once(self, nonce: str, request: bytes, limit_s: float) -> Callable[[], Awaitable[Said]]:  # noqa: ARG002  (of all)
+        return partial(self._said, _Call(nonce, request))
 
-    async def _once(self, one: _Call) -> Said:
+    async def _said(self, one: _Call) -> Said:
         if one.process is None:
             one.tries += 1
             await self._transfers.put_bytes(await self._place_for(one.there, len(one.request)), one.request)
@@ -214,7 +173,7 @@ class GuestOperations:
     async def repeated(self, once: Callable[[], Awaitable[T]], what: str, limit_s: float) -> T:
         """Have it done, however often that takes. Raises as `Calls.call`; VsphereFailed where the server is away."""
         last: Exception | None = None
-        refused_since_s: float | None = None
+        refusals = Refusals(self.user, self._clock)
         try:
             async with self._clock.timeout(limit_s):
                 while True:
@@ -224,15 +183,15 @@ class GuestOperations:
                         last = cut_off
                     except VsphereFailed as failed:
                         last = failed
-                        refused_since_s = await self._judged(failed, refused_since_s)
+                        await self._judge(failed, refusals)
                     await self._clock.sleep(_PAUSE_S)
         except TimeoutError as error:
             if isinstance(last, VsphereFailed) and last.fault is Fault.UNREACHABLE:
                 raise last from error
             raise GuestSilent(f"{what} within {limit_s:g} s; the last try: {last or 'it still runs'}") from error
 
-    async def _judged(self, failed: VsphereFailed, refused_since_s: float | None) -> float | None:
-        """Since when the guest lets us not log in, which a guest that boots may do. Raises where that is the end."""
+    async def _judge(self, failed: VsphereFailed, refusals: Refusals) -> None:
+        """Raise where there is no use in trying again."""
         if failed.fault is Fault.GONE:
             await asyncio.sleep(_WATCH_S)
             raise MachineExited(f"the machine is not there any more: {failed}") from failed
@@ -240,14 +199,10 @@ class GuestOperations:
             raise GuestError(f"the guest can't run our script: {failed}") from failed
         if failed.fault in (Fault.NOT_TRUSTED, Fault.FORBIDDEN, Fault.UNSUPPORTED):
             raise failed
-        if failed.fault is not Fault.GUEST_REFUSED:
-            return None
-        now_s = self._clock.elapsed_s
-        if refused_since_s is not None and now_s - refused_since_s > _LOGIN_LIMIT_S:
-            raise JobError(
-                f"the guest does not let {self.user} log in: name a user and its password that the image has"
-            ) from failed
-        return now_s if refused_since_s is None else refused_since_s
+        if failed.fault is Fault.GUEST_REFUSED:
+            refusals.one_more(failed)
+        else:
+            refusals.end()
 
 
 class VsphereGuest(CalledGuest):
@@ -313,9 +268,3 @@ class VsphereGuest(CalledGuest):
 def _is_plain(path: str) -> bool:
     """Whether XML can have it as it is."""
     return path.isprintable() and path.startswith("/")
-
-
-def _what(verb: str, arguments: Sequence[str]) -> str:
-    if verb == "run":
-        return f"the command {arguments[1]!r} in the guest did not end"
-    return "the guest did not answer"
