@@ -139,8 +139,8 @@ async def _live(slot: Path) -> None:
         await _begin(machine, counts)
         while not (slot / "enough").exists():
             await asyncio.sleep(0.3)
+            count = _seen(machine)  # before: the guest counts on as soon as the snapshot is taken
             await machine.take_snapshot(_standing, most_bytes=_UNLIMITED)
-            count = _seen(machine)
             kept = machine.snapshots[:2]
             counts = {**counts, kept[0].number: count}
             snapshots = [[one.number, one.description, counts[one.number]] for one in kept]
