@@ -71,7 +71,7 @@ async def _save(monitor: QMPClient, file: BinaryIO, moments: Moments, *, live: b
     with _states(monitor) as states:
         await _hand_over(monitor, file.fileno())
         async with _stopped(monitor, states, moments.standing):
-            await monitor.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
+            await states.begin()
             await states.reach("active")
             if not live or await states.left_bytes() <= _FEW_BYTES:
                 await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
@@ -157,6 +157,15 @@ class _States:
         self._events = events
         self._state = "none"
         self._looks = 0
+
+    async def begin(self) -> None:
+        """From here on it may go on, whether or not we hear of it."""
+        self._state = "begun"
+        try:
+            await self._monitor.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
+        except ExecuteError:
+            self._state = "none"
+            raise
 
     async def reach(self, state: str) -> None:
         """Raises SnapshotFailed where it ends otherwise."""
