@@ -64,7 +64,8 @@ def spec(server: vsphere.Server, tmp_path: Path) -> MachineSpec:
 
 
 async def probed(server: vsphere.Server, **settings: object) -> VsphereHypervisor:
-    hypervisor = VsphereHypervisor(lambda: replace(server.settings, **settings))  # type: ignore[arg-type]
+    told = lambda: replace(server.settings, **settings)  # type: ignore[arg-type]  # noqa: E731
+    hypervisor = VsphereHypervisor(told, takes_hosts=True)
     assert (await hypervisor.probe(RunningClock())).usable
     return hypervisor
 
@@ -151,6 +152,13 @@ async def test_a_picture_of_the_screen(server: vsphere.Server, spec: MachineSpec
         await machine.power_off()
         with pytest.raises(MachineExited):
             await machine.screenshot(tmp_path / "third")
+
+
+@pytest.mark.parametrize("server", ["esx"], indirect=True)
+async def test_a_host_without_vcenter_is_refused(server: vsphere.Server) -> None:
+    result = await VsphereHypervisor(lambda: server.settings).probe(RunningClock())
+    assert not result.usable
+    assert "without vCenter" in result.reasons[0]
 
 
 @pytest.mark.parametrize("server", ["esx"], indirect=True)

@@ -22,7 +22,7 @@ CREATE_LIMIT_S = 300.0
 REMOVE_LIMIT_S = 120.0
 SCRATCH_UUID = "6000C295-766d-7772-6170-7065722d7363"
 """Of the scratch disk, by which the launcher finds it: VMware's disks have no serial numbers of other kinds."""
-_HOST = "HostAgent"  # the API of an ESX host by itself
+HOST = "HostAgent"  # the API of an ESX host by itself
 _KIB_PER_MIB = 1024
 _UNITS = tuple(unit for unit in range(16) if unit != 7)  # which is the controller's own
 
@@ -54,7 +54,7 @@ async def create(connection: Connection, base: Base, target: Target, spec: Machi
     """A machine on the disks of the base, which stay as they are. Raises JobError, HostDiskFailed, VsphereFailed."""
     config = _config(base, spec, place)
     try:
-        if connection.about.apiType == _HOST:
+        if connection.about.apiType == HOST:
             as_child(config, base, target, place.name)
             words = (config, target.pool, None)
             return await vim_task(connection, target.folder, "CreateVm", *words, limit_s=CREATE_LIMIT_S)
@@ -88,7 +88,7 @@ def _config(base: Base, spec: MachineSpec, place: Place) -> Any:
         annotation=f"A BOINC job's, made by vmwrapper: {spec.identity}",
         numCPUs=spec.cpus,
         numCoresPerSocket=1,
-        memoryMB=spec.memory_mib,
+        memoryMB=spec.memory_mib - spec.memory_mib % 4,  # vSphere takes multiples of 4 only
         extraConfig=[
             vim.option.OptionValue(key=IDENTITY_KEY, value=place.mark),
             vim.option.OptionValue(key="disk.EnableUUID", value="TRUE"),  # for the guest to see that of its disks
