@@ -414,6 +414,7 @@ class TestBase:
             for name in "ab":
                 both.create_task(works(hypervisor, tmp_path / name, image))
         assert hashlib.sha256(image.read_bytes()).digest() == content
+        assert image.stat().st_mtime_ns == before
 
     async def test_snapshots_of_two_machines_that_share_it(
         self, hypervisor: VirtualBoxHypervisor, image: Path, tmp_path: Path, slot: Path

@@ -120,6 +120,14 @@ SAID = {
         Fault.WRONG_STATE,
         "VBoxManage: error: Machine '11111111-2222-3333-4444-555555555555' is not currently running.",
     ),
+    "a disk in a list that is just being closed": (
+        Fault.LOCKED,
+        (
+            "VBoxManage: error: The object is not ready\n"
+            "VBoxManage: error: Details: code E_ACCESSDENIED (0x80070005), component MediumWrap, interface IMedium, "
+            "callee nsISupports"
+        ),
+    ),
     "not running, for its guest": (
         Fault.WRONG_STATE,
         'VBoxManage: error: Machine "vmwrapper" is not running (currently powered off)!',

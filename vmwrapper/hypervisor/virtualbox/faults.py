@@ -50,6 +50,7 @@ _TABLE = (
     ("80bb000[7b]", "", Fault.LOCKED),
     ("80bb000c", "", Fault.IN_USE),
     ("80070005", "functionality is limited", Fault.INACCESSIBLE),
+    ("80070005", "object is not ready.*MediumWrap", Fault.LOCKED),  # another machine's disk, which is just being closed
     ("80070005", "", Fault.WRONG_STATE),
     ("800706b[aef]|80470002|c1f30001|80004004", "", Fault.UNREACHABLE),
     ("", "COM server is not running|failed to create the (VirtualBox|session) object", Fault.UNREACHABLE),

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -88,7 +88,8 @@ async def _fit_out(manage: VBoxManage, hardware: Hardware, place: Place) -> None
 async def _create_overlay(manage: VBoxManage, base: Path, overlay: Path) -> None:
     """An overlay on a base that seems unchanged, so that other jobs know it again.
 
-    VirtualBox always opens a base for writing, and brings the header of one that another program made up to date, once.
+    VirtualBox always opens a base for writing, and brings the header of one that another program made up to date, once;
+    closing it touches it, too, now and then.
     """
     words = "createmedium", "disk", "--filename", overlay, "--format", "VDI", "--diffparent", base
     async with turn(base):
@@ -114,6 +115,10 @@ def _times_kept(file: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # who may not set them may not write it either
             os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _times_kept_if_there(file: Path) -> AbstractContextManager[None]:
+    return _times_kept(file) if file.exists() else nullcontext()
 
 
 async def find(manage: VBoxManage, hardware: Hardware, place: Place) -> None:
@@ -171,7 +176,8 @@ async def close_disks(manage: VBoxManage, folder: Path, base: Path | None) -> No
         if str(base) in files:
             with suppress(TimeoutError):  # another job begins with it
                 async with asyncio.timeout(_TURN_LIMIT_S), turn(base):
-                    await _closes(manage, kind, str(base))  # but where another job uses it
+                    with _times_kept_if_there(base):
+                        await _closes(manage, kind, str(base))  # but where another job uses it
 
 
 async def _known(manage: VBoxManage, kind: str) -> list[str]:
