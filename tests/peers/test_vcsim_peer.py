@@ -179,37 +179,37 @@ def test_has_files(vsphere: Simulator) -> None:
         machine = clone(service, vsphere, "one")
         done(machine.PowerOn())
         guest, ada = Guest(service, vsphere, machine), Guest(service, vsphere, machine, user="ada")
-        guest.MakeDirectoryInGuest("/root/new/deep", createParentDirectories=True)
-        guest.put("/root/new/file", b"old")
-        assert guest.names("/root/new") == {".", "..", "deep", "file"}
-        [file] = guest.ListFilesInGuest("/root/new/file").files
+        guest.MakeDirectoryInGuest("/srv/new/deep", createParentDirectories=True)
+        guest.put("/srv/new/file", b"old")
+        assert guest.names("/srv/new") == {".", "..", "deep", "file"}
+        [file] = guest.ListFilesInGuest("/srv/new/file").files
         assert (file.type, file.size, file.attributes.permissions) == ("file", 3, 0o640)
-        guest.MoveFileInGuest("/root/new/file", "/root/new/moved", overwrite=False)
-        assert guest.get("/root/new/moved") == b"old"
+        guest.MoveFileInGuest("/srv/new/file", "/srv/new/moved", overwrite=False)
+        assert guest.get("/srv/new/moved") == b"old"
 
         faults = {
             vim.fault.FileNotFound: [
-                partial(guest.get, "/root/new/file"),
-                partial(guest.put, "/root/absent/file", b""),
-                partial(guest.ListFilesInGuest, "/root/absent"),
-                partial(guest.DeleteFileInGuest, "/root/new/file"),
-                partial(guest.MakeDirectoryInGuest, "/root/absent/deep", createParentDirectories=False),
+                partial(guest.get, "/srv/new/file"),
+                partial(guest.put, "/srv/absent/file", b""),
+                partial(guest.ListFilesInGuest, "/srv/absent"),
+                partial(guest.DeleteFileInGuest, "/srv/new/file"),
+                partial(guest.MakeDirectoryInGuest, "/srv/absent/deep", createParentDirectories=False),
             ],
             vim.fault.FileAlreadyExists: [
-                partial(guest.MakeDirectoryInGuest, "/root/new/deep", createParentDirectories=False),
-                partial(guest.MoveFileInGuest, "/root/new/moved", "/etc/passwd", overwrite=False),
+                partial(guest.MakeDirectoryInGuest, "/srv/new/deep", createParentDirectories=False),
+                partial(guest.MoveFileInGuest, "/srv/new/moved", "/etc/passwd", overwrite=False),
             ],
             vim.fault.CannotAccessFile: [partial(ada.put, "/etc/passwd", b"")],
-            vim.fault.NotAFile: [partial(guest.DeleteFileInGuest, "/root/new")],
-            vim.fault.NotADirectory: [partial(guest.DeleteDirectoryInGuest, "/root/new/moved", recursive=True)],
-            vim.fault.DirectoryNotEmpty: [partial(guest.DeleteDirectoryInGuest, "/root/new", recursive=False)],
+            vim.fault.NotAFile: [partial(guest.DeleteFileInGuest, "/srv/new")],
+            vim.fault.NotADirectory: [partial(guest.DeleteDirectoryInGuest, "/srv/new/moved", recursive=True)],
+            vim.fault.DirectoryNotEmpty: [partial(guest.DeleteDirectoryInGuest, "/srv/new", recursive=False)],
         }
         for fault, calls in faults.items():
             for call in calls:
                 with pytest.raises(fault):
                     call()
-        guest.DeleteFileInGuest("/root/new/moved")
-        guest.DeleteDirectoryInGuest("/root/new", recursive=True)
+        guest.DeleteFileInGuest("/srv/new/moved")
+        guest.DeleteDirectoryInGuest("/srv/new", recursive=True)
         assert guest.names("/root") == {".", ".."}
 
 

@@ -5,11 +5,12 @@ import logging
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vmwrapper.errors import SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor.interface import Snapshot
+from vmwrapper.hypervisor.saved_state import check_made_by, described
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.guest import Handle
@@ -36,9 +37,7 @@ class Saved:
     """What a machine must have in common with the one that it was taken of, by what that is called."""
 
     def snapshot(self) -> Snapshot:
-        told = asdict(self)
-        del told["number"]
-        return Snapshot(self.number, json.dumps(told))
+        return described(self.number, self)
 
 
 def saved(snapshot: Snapshot) -> Saved:
@@ -138,9 +137,7 @@ class Snapshots:
         one = self._saved.get(snapshot.number)
         if one is None or one != saved(snapshot):
             raise SnapshotUnusable("there is no such snapshot")
-        for what, ours in self._made_by.items():
-            if (theirs := one.made_by.get(what)) != ours:
-                raise SnapshotUnusable(f"its machine had the {what} {theirs}, where this one has {ours}")
+        check_made_by(one.made_by, self._made_by)
         try:
             node = await self._in_tree(one)
             for suppressed in (True, False):  # what has memory is suspended then, by servers that can
