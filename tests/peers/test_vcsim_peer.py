@@ -179,38 +179,38 @@ def test_has_files(vsphere: Simulator) -> None:
         machine = clone(service, vsphere, "one")
         done(machine.PowerOn())
         guest, ada = Guest(service, vsphere, machine), Guest(service, vsphere, machine, user="ada")
-        guest.MakeDirectoryInGuest("/srv/new/deep", createParentDirectories=True)
-        guest.put("/srv/new/file", b"old")
-        assert guest.names("/srv/new") == {".", "..", "deep", "file"}
-        [file] = guest.ListFilesInGuest("/srv/new/file").files
+        guest.MakeDirectoryInGuest("/var/new/deep", createParentDirectories=True)
+        guest.put("/var/new/file", b"old")
+        assert guest.names("/var/new") == {".", "..", "deep", "file"}
+        [file] = guest.ListFilesInGuest("/var/new/file").files
         assert (file.type, file.size, file.attributes.permissions) == ("file", 3, 0o640)
-        guest.MoveFileInGuest("/srv/new/file", "/srv/new/moved", overwrite=False)
-        assert guest.get("/srv/new/moved") == b"old"
+        guest.MoveFileInGuest("/var/new/file", "/var/new/moved", overwrite=False)
+        assert guest.get("/var/new/moved") == b"old"
 
         faults = {
             vim.fault.FileNotFound: [
-                partial(guest.get, "/srv/new/file"),
-                partial(guest.put, "/srv/absent/file", b""),
-                partial(guest.ListFilesInGuest, "/srv/absent"),
-                partial(guest.DeleteFileInGuest, "/srv/new/file"),
-                partial(guest.MakeDirectoryInGuest, "/srv/absent/deep", createParentDirectories=False),
+                partial(guest.get, "/var/new/file"),
+                partial(guest.put, "/var/absent/file", b""),
+                partial(guest.ListFilesInGuest, "/var/absent"),
+                partial(guest.DeleteFileInGuest, "/var/new/file"),
+                partial(guest.MakeDirectoryInGuest, "/var/absent/deep", createParentDirectories=False),
             ],
             vim.fault.FileAlreadyExists: [
-                partial(guest.MakeDirectoryInGuest, "/srv/new/deep", createParentDirectories=False),
-                partial(guest.MoveFileInGuest, "/srv/new/moved", "/etc/passwd", overwrite=False),
+                partial(guest.MakeDirectoryInGuest, "/var/new/deep", createParentDirectories=False),
+                partial(guest.MoveFileInGuest, "/var/new/moved", "/etc/passwd", overwrite=False),
             ],
             vim.fault.CannotAccessFile: [partial(ada.put, "/etc/passwd", b"")],
-            vim.fault.NotAFile: [partial(guest.DeleteFileInGuest, "/srv/new")],
-            vim.fault.NotADirectory: [partial(guest.DeleteDirectoryInGuest, "/srv/new/moved", recursive=True)],
-            vim.fault.DirectoryNotEmpty: [partial(guest.DeleteDirectoryInGuest, "/srv/new", recursive=False)],
+            vim.fault.NotAFile: [partial(guest.DeleteFileInGuest, "/var/new")],
+            vim.fault.NotADirectory: [partial(guest.DeleteDirectoryInGuest, "/var/new/moved", recursive=True)],
+            vim.fault.DirectoryNotEmpty: [partial(guest.DeleteDirectoryInGuest, "/var/new", recursive=False)],
         }
         for fault, calls in faults.items():
             for call in calls:
                 with pytest.raises(fault):
                     call()
-        guest.DeleteFileInGuest("/srv/new/moved")
-        guest.DeleteDirectoryInGuest("/srv/new", recursive=True)
-        assert guest.names("/root") == {".", ".."}
+        guest.DeleteFileInGuest("/var/new/moved")
+        guest.DeleteDirectoryInGuest("/var/new", recursive=True)
+        assert guest.names("/var") == {".", ".."}
 
 
 def test_streams_large_files(vsphere: Simulator) -> None:
@@ -219,8 +219,8 @@ def test_streams_large_files(vsphere: Simulator) -> None:
         done(machine.PowerOn())
         guest = Guest(service, vsphere, machine)
         content = random.Random(1).randbytes(96 << 20)
-        guest.put("/root/large", content)
-        assert guest.get("/root/large") == content
+        guest.put("/var/large", content)
+        assert guest.get("/var/large") == content
         assert vsphere.process.memory_full_info().uss < 64 << 20
 
 
@@ -229,25 +229,25 @@ def test_reverts_to_snapshots(vsphere: Simulator) -> None:
         machine = clone(service, vsphere, "one")
         guest = Guest(service, vsphere, machine)
         done(machine.PowerOn())
-        for path in ("/root/file", "/tmp/file"):
+        for path in ("/var/file", "/tmp/file"):
             guest.put(path, b"old")
         first = done(machine.CreateSnapshot("first", memory=True, quiesce=False))
         second = done(machine.CreateSnapshot("second", memory=False, quiesce=False))
         [tree] = machine.snapshot.rootSnapshotList
         assert [(tree.name, tree.state)] == [("first", "poweredOn")]
         assert [(child.name, child.state) for child in tree.childSnapshotList] == [("second", "poweredOff")]
-        guest.put("/root/file", b"new")
+        guest.put("/var/file", b"new")
         pid = guest.start("/bin/sleep", "1000")
 
         done(first.RevertToSnapshot_Task())
         assert machine.runtime.powerState == "poweredOn"
-        assert (guest.get("/root/file"), guest.get("/tmp/file")) == (b"old", b"old")
+        assert (guest.get("/var/file"), guest.get("/tmp/file")) == (b"old", b"old")
         assert guest.ListProcessesInGuest([pid]) == []
 
         done(second.RevertToSnapshot_Task())
         assert machine.runtime.powerState == "poweredOff"
         done(machine.PowerOn())
-        assert (guest.get("/root/file"), guest.names("/tmp")) == (b"old", {".", ".."})
+        assert (guest.get("/var/file"), guest.names("/tmp")) == (b"old", {".", ".."})
 
         images = len(containers(vsphere).images())
         done(first.RemoveSnapshot_Task(removeChildren=False))
