@@ -157,6 +157,13 @@ async def killed(profile: Profile, name: str) -> None:
     await until(lambda: not any(process.is_running() and process.status() != "zombie" for process in found))
 
 
+def is_locked(profile: Profile, slot: Path) -> bool:
+    try:
+        return "already locked" in profile.manage("modifyvm", uuid(slot), "--boot4=none", limit_s=10).stderr
+    except subprocess.TimeoutExpired:  # who has it was stopped while VBoxSVC waits for him
+        return False
+
+
 @asynccontextmanager
 async def held(profile: Profile, slot: Path) -> AsyncIterator[None]:
     """Somebody else has a session with the machine."""
@@ -166,8 +173,7 @@ async def held(profile: Profile, slot: Path) -> AsyncIterator[None]:
             await asyncio.sleep(delay_s)
             other.send_signal(signal.SIGSTOP)
             try:
-                refused = profile.manage("modifyvm", uuid(slot), "--boot4=none")
-                if "already locked" in refused.stderr:
+                if is_locked(profile, slot):
                     yield
                     return
             finally:
