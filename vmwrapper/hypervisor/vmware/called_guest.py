@@ -7,10 +7,12 @@ import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
-from vmwrapper.concurrency import to_thread_and_back
+from vmwrapper.concurrency import to_thread_and_back, to_thread_and_soon_back
 from vmwrapper.errors import GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.checksum import AllChecksums, Checksum
@@ -106,13 +108,17 @@ class CalledGuest:
 
     async def put(self, files: Mapping[str, Path], directory: str) -> None:
         ours = await asyncio.to_thread(inputs, files)
-        large = [file for file in ours if file.size >= _LARGE_BYTES]
-        small = [file for file in ours if file.size < _LARGE_BYTES]
-        limit_s = _limit_s(ours)
+        small, large = _by_size(ours)
+        for batch in small[:-1]:
+            await self._received(batch, [], directory)
+        await self._received(small[-1], large, directory)
+
+    async def _received(self, small: Sequence[Input], large: Sequence[Input], directory: str) -> None:
+        limit_s = _limit_s([*small, *large])
         checksum = AllChecksums()
-        packed = await asyncio.to_thread(_packed, small, checksum) if small else b""
+        packed = await to_thread_and_soon_back(_packed, small, checksum) if small else b""
         nonce = await self._staged(large, directory, limit_s) if large else "none"
-        await asyncio.to_thread(_read, large, checksum)
+        await to_thread_and_soon_back(_read, large, checksum)
         modes = [word for file in large for word in ("755" if file.executable else "644", in_guest(file.name))]
         names = [in_guest(file.name) for file in (*small, *large)]
         words = str(len(packed)), str(len(large)), nonce, *modes, *names
@@ -173,15 +179,31 @@ class CalledGuest:
             await _written(sink, called.must().found, sum(size for *_, size in parts))
 
 
-def _packed(files: Sequence[Input], checksum: Checksum) -> bytes:
-    """A whole tar."""
-    packed = b"".join(archive(files, checksum))
-    return packed + _END_OF_ARCHIVE
+def _by_size(files: Sequence[Input]) -> tuple[list[list[Input]], list[Input]]:
+    """Batches of small files, at least one, each of which one call may carry; and the large files."""
+    batches: list[list[Input]] = [[]]
+    room = MOST_BYTES
+    for file in files:
+        if file.size >= _LARGE_BYTES:
+            continue
+        if file.size > room:
+            batches.append([])
+            room = MOST_BYTES
+        batches[-1].append(file)
+        room -= file.size
+    return batches, [file for file in files if file.size >= _LARGE_BYTES]
 
 
-def _read(files: Sequence[Input], checksum: Checksum) -> None:
+def _packed(files: Sequence[Input], checksum: Checksum, enough: Event) -> bytes:
+    """A whole tar, unless that is `enough`."""
+    parts = takewhile(lambda _: not enough.is_set(), archive(files, checksum))
+    return b"".join(parts) + _END_OF_ARCHIVE
+
+
+def _read(files: Sequence[Input], checksum: Checksum, enough: Event) -> None:
     for _ in contents(files, checksum):
-        pass
+        if enough.is_set():
+            return
 
 
 def _parts(wanted: Sequence[tuple[str, Output]]) -> Iterator[list[tuple[str, int, int, int]]]:
