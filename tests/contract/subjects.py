@@ -28,7 +28,6 @@ from vmwrapper.hypervisor.vmware.vmrun.running import running
 from vmwrapper.hypervisor.vmware.vmrun.settings import SCRATCH_UUID
 from vmwrapper.hypervisor.vmware.vmrun.vmx import vmx_text
 from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
-from vmwrapper.hypervisor.vmware.vsphere.place import place_of
 
 COUNTER = "counter"
 COUNTER_SCRIPT = """\
@@ -260,7 +259,7 @@ class VsphereSubject(_Linux):
 
     def kill(self, machine: Machine, spec: MachineSpec) -> None:
         with self._server.owner() as content:
-            found = content.searchIndex.FindByUuid(uuid=place_of(spec.identity).uuid, vmSearch=True, instanceUuid=True)
+            found = vsphere.machine_of(content, spec.identity)
             WaitForTask(found.PowerOff())
             WaitForTask(found.Destroy())
 

@@ -30,7 +30,7 @@ def vcenter(tmp_path: Path) -> Iterator[vsphere.Server]:
 
 def start(client: BoincClient, vcenter: vsphere.Server, *, seconds: int) -> None:
     """A client whose app knows this server."""
-    settings = {"VMWRAPPER_VSPHERE": str(vcenter.settings_file)}
+    settings = vcenter.environment
     hubble_job.start(client, vcenter.image, wishes=WISHES, seconds=seconds, settings=settings)
 
 

@@ -11,13 +11,15 @@ from pyVim.connect import SmartStubAdapter
 from pyVim.task import WaitForTask
 from pyVmomi import vim
 
-from vmwrapper.hypervisor.interface import Login
+from vmwrapper.hypervisor.interface import Login, MachineIdentity
 from vmwrapper.hypervisor.vmware.vsphere.image import SNAPSHOT
+from vmwrapper.hypervisor.vmware.vsphere.place import place_of
 from vmwrapper.hypervisor.vmware.vsphere.settings import Settings
 
 from . import vcsim
 
 ROOT = Login("root", vcsim.GUEST_ACCOUNTS["root"])
+OWNER = "0123456789abcdef" * 2
 ADA = Login("ada", vcsim.GUEST_ACCOUNTS["ada"])
 
 
@@ -34,12 +36,18 @@ class Server:
             user=simulator.user,
             password=simulator.password,
             ca_file=simulator.ca_file,
+            owner=OWNER,
         )
         self.settings_file = folder / "vsphere.toml"
         self.settings_file.touch(0o600)
         told = {name: getattr(simulator, name) for name in ("host", "port", "user", "password")}
         told["ca_file"] = str(simulator.ca_file)
         self.settings_file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in told.items()))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells vmwrapper of it."""
+        return {"VMWRAPPER_VSPHERE": str(self.settings_file), "XDG_CONFIG_HOME": str(self.settings_file.parent)}
 
     @contextmanager
     def owner(self) -> Iterator[Any]:
@@ -50,6 +58,7 @@ class Server:
             content = vim.ServiceInstance("ServiceInstance", stub).content
             content.sessionManager.Login(self.settings.user, self.settings.password)
             yield content
+            content.sessionManager.Logout()
         finally:
             stub.DropConnections()
 
@@ -65,6 +74,11 @@ def machines_in(content: Any) -> list[Any]:
         container=content.rootFolder, type=[vim.VirtualMachine], recursive=True
     )
     return list(view.view)
+
+
+def machine_of(content: Any, identity: MachineIdentity) -> Any:
+    """The machine of that identity's slot."""
+    return content.searchIndex.FindByUuid(uuid=place_of(identity, OWNER).uuid, vmSearch=True, instanceUuid=True)
 
 
 def missing() -> str | None:

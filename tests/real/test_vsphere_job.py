@@ -40,7 +40,7 @@ def environment(server: vsphere.Server, cache: Path) -> dict[str, str]:
     """With the base machine as the default guest."""
     (cache / "images").mkdir(parents=True)
     server.image.rename(cache / "images" / "default.vsphere")
-    return os.environ | {"VMWRAPPER_VSPHERE": str(server.settings_file), "VMWRAPPER_CACHE": str(cache)}
+    return os.environ | server.environment | {"VMWRAPPER_CACHE": str(cache)}
 
 
 def test_the_example_as_on_qemu(server: vsphere.Server, tmp_path: Path) -> None:

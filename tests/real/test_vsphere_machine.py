@@ -19,15 +19,17 @@ from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, GuestPoweredOff, JobError, MachineExited, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor import refusals
 from vmwrapper.hypervisor.interface import Login, Machine, MachineIdentity, MachineSpec, Snapshot
-from vmwrapper.hypervisor.vmware.vsphere import snapshots
+from vmwrapper.hypervisor.vmware.vsphere import connection, snapshots
 from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
+from vmwrapper.hypervisor.vmware.vsphere.base import base_of
 from vmwrapper.hypervisor.vmware.vsphere.connection import connected
 from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.image import SNAPSHOT, base_image
-from vmwrapper.hypervisor.vmware.vsphere.inventory import base_of, target_of, walk
+from vmwrapper.hypervisor.vmware.vsphere.inventory import target_of, walk
 from vmwrapper.hypervisor.vmware.vsphere.machine import VsphereMachine
 from vmwrapper.hypervisor.vmware.vsphere.made import SCRATCH_UUID, create
-from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, place_of
+from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, mark_of, place_of
+from vmwrapper.hypervisor.vmware.vsphere.transfer import transfers
 
 pytestmark = pytest.mark.vcsim
 
@@ -126,7 +128,7 @@ async def test_power(server: vsphere.Server, spec: MachineSpec) -> None:
         assert (await asking).status == 0
         watching = asyncio.create_task(machine.watch())
         with server.owner() as content:
-            theirs = content.searchIndex.FindByUuid(uuid=place_of(spec.identity).uuid, vmSearch=True, instanceUuid=True)
+            theirs = vsphere.machine_of(content, spec.identity)
             theirs.PowerOff()
         with pytest.raises(GuestPoweredOff):
             await asyncio.wait_for(watching, 10)
@@ -137,6 +139,38 @@ async def test_power(server: vsphere.Server, spec: MachineSpec) -> None:
             await machine.pause()
         await machine.power_on()
         await machine.guest.ready(limit_s=LIMIT_S)
+    assert server.machines() == before
+
+
+async def test_what_is_told_while_the_server_is_away(
+    server: vsphere.Server, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hypervisor = await probed(server)
+    before = server.machines()
+    async with up(hypervisor, spec) as machine:
+        await machine.guest.run(["touch", "/run/of-this-boot"], limit_s=LIMIT_S)
+        with server.simulator.away():
+            pausing = asyncio.create_task(machine.pause())
+            await asyncio.sleep(1)
+        await pausing
+        await machine.resume()
+        with server.simulator.away(), monkeypatch.context() as impatient:
+            impatient.setattr(connection, "_READ_AGAIN_FOR_S", 0.1)
+            await machine.power_off()
+        assert "may still run" in caplog.text
+        await machine.power_on()  # and not as it has run on
+        await machine.guest.ready(limit_s=LIMIT_S)
+        assert await machine.guest.read("/run/of-this-boot", limit_bytes=1) is None
+    assert server.machines() == before
+
+
+async def test_two_computers_of_one_name_share_a_server(server: vsphere.Server, spec: MachineSpec) -> None:
+    before = server.machines()
+    one, other = await probed(server), await probed(server, owner="f" * 32)
+    async with one.machine(spec, RunningClock()), other.machine(spec, RunningClock()):
+        assert len(server.machines()) == len(before) + 2
+        for each in (one, other):
+            assert len(await each.leftovers()) == 1
     assert server.machines() == before
 
 
@@ -168,7 +202,7 @@ async def test_a_host_without_vcenter(server: vsphere.Server, spec: MachineSpec)
     async with up(hypervisor, replace(spec, scratch_mib=32, memory_mib=96)) as machine:
         assert (await machine.guest.run(["true"], limit_s=LIMIT_S)).status == 0
         with server.owner() as content:
-            ours = content.searchIndex.FindByUuid(uuid=place_of(spec.identity).uuid, vmSearch=True, instanceUuid=True)
+            ours = vsphere.machine_of(content, spec.identity)
             devices = ours.config.hardware.device
             disks = [one for one in devices if isinstance(one, vim.vm.device.VirtualDisk)]
             base = content.searchIndex.FindByInventoryPath(server.simulator.base_machine).config.hardware.device
@@ -202,11 +236,15 @@ async def test_who_may_not_log_in(server: vsphere.Server, spec: MachineSpec, mon
 async def test_what_a_dead_wrapper_left(server: vsphere.Server, spec: MachineSpec) -> None:
     hypervisor = await probed(server)
     before = server.machines()
-    place = place_of(spec.identity)
+    place = place_of(spec.identity, vsphere.OWNER)
 
     async def left_behind() -> None:
-        async with connected(server.settings) as connection, base_of(connection, base_image(spec.image)) as base:
-            await create(connection, base, await target_of(connection, base.machine), spec, place)
+        async with (
+            connected(server.settings) as session,
+            transfers(session) as ways,
+            base_of(session, ways, base_image(spec.image)) as base,
+        ):
+            await create(session, base, await target_of(session, base.machine), spec, place)
 
     await left_behind()
     [leftover] = await hypervisor.leftovers()
@@ -220,8 +258,8 @@ async def test_what_a_dead_wrapper_left(server: vsphere.Server, spec: MachineSpe
     assert server.machines() == before
     await left_behind()
     with server.owner() as content:
-        theirs = content.searchIndex.FindByUuid(uuid=place.uuid, vmSearch=True, instanceUuid=True)
-        stolen = vim.option.OptionValue(key=IDENTITY_KEY, value=f"somebody@elsewhere\n{spec.identity}")
+        theirs = vsphere.machine_of(content, spec.identity)
+        stolen = vim.option.OptionValue(key=IDENTITY_KEY, value=mark_of(str(spec.identity), "f" * 32))
         WaitForTask(theirs.Reconfigure(vim.vm.ConfigSpec(extraConfig=[stolen])))
     assert list(await hypervisor.leftovers()) == []
     with pytest.raises(VsphereFailed, match="not ours"):
@@ -237,10 +275,12 @@ async def test_two_generations_of_snapshots(
     hypervisor._keeps_memory = True  # it keeps /run and /tmp, and the power
     async with up(hypervisor, spec) as machine:
         assert isinstance(machine, VsphereMachine)
-        with pytest.raises(SnapshotFailed, match="without the guest's memory"):
-            await machine.take_snapshot(standing, most_bytes=1)
+        with monkeypatch.context() as as_off:  # as a server says of one without memory
+            as_off.setattr(snapshots, "OFF", "poweredOn")
+            with pytest.raises(SnapshotFailed, match="has kept no memory"):
+                await machine.take_snapshot(standing, most_bytes=1)
         assert machine.snapshots == []
-        monkeypatch.setattr(snapshots, "_NO_FILE", -2)
+        assert await _names(machine) == []
         for word in ("one", "two", "three"):
             await machine.guest.run(["sh", "-c", f"echo {word} >/tmp/word"], limit_s=LIMIT_S)
             await machine.take_snapshot(standing, most_bytes=1)
@@ -248,6 +288,9 @@ async def test_two_generations_of_snapshots(
         await machine.keep_snapshots([3, 2])
         assert await _names(machine) == [name for one in reversed(machine.snapshots) for name in [_name(one)]]
         await machine.verify_snapshot(3)
+        with server.simulator.away(), monkeypatch.context() as impatient:
+            impatient.setattr(connection, "_READ_AGAIN_FOR_S", 0.1)
+            await machine.verify_snapshot(3)  # which nobody can say just now
         second = machine.snapshots[1]
         await machine.revert(second)
         cpu_s = machine.cpu_time_s()
@@ -270,9 +313,9 @@ async def test_two_generations_of_snapshots(
     async with hypervisor.machine(other, RunningClock()) as machine:
         with pytest.raises(SnapshotUnusable):
             await machine.revert(kept[0])
-    async with connected(server.settings) as connection, base_of(connection, base_image(spec.image)) as base:
-        roots = await connection.property(base.machine, "snapshot.rootSnapshotList")
-        assert SNAPSHOT in [one.name for one in walk(roots)]  # the base is as it was
+    with server.owner() as content:
+        base = content.searchIndex.FindByInventoryPath(server.simulator.base_machine)
+        assert SNAPSHOT in [one.name for one in walk(base.snapshot.rootSnapshotList)]  # the base is as it was
 
 
 def _counted(server: vsphere.Server) -> int:

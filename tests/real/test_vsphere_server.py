@@ -4,9 +4,9 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyVim.task import WaitForTask
@@ -16,12 +16,18 @@ from tests.peers.cutting_proxy import CuttingProxy
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import JobError, NoUsableHypervisor
 from vmwrapper.hypervisor.interface import MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.vmware.vsphere import base as bases
+from vmwrapper.hypervisor.vmware.vsphere import connection as sessions
 from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
+from vmwrapper.hypervisor.vmware.vsphere.base import base_of
 from vmwrapper.hypervisor.vmware.vsphere.connection import connected
+from vmwrapper.hypervisor.vmware.vsphere.datastore_file import url_of
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.image import base_image
-from vmwrapper.hypervisor.vmware.vsphere.inventory import base_of, target_of
+from vmwrapper.hypervisor.vmware.vsphere.inventory import target_of
 from vmwrapper.hypervisor.vmware.vsphere.settings import Settings
+from vmwrapper.hypervisor.vmware.vsphere.transfer import transfers
+from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
 
 pytestmark = pytest.mark.vcsim
 
@@ -65,25 +71,27 @@ async def test_a_probe_and_the_inventory(server: vsphere.Server) -> None:
     with server.owner() as content:  # somebody's snapshot allows nothing
         theirs = content.searchIndex.FindByInventoryPath(server.simulator.machines[1])
         WaitForTask(theirs.CreateSnapshot(name="vmwrapper's", memory=False, quiesce=False))
-    async with connected(server.settings) as connection:
+    async with connected(server.settings) as connection, transfers(connection) as ways:
         image = base_image(server.image)
-        async with base_of(connection, image) as base:
+        async with base_of(connection, ways, image) as base:
             names = {"name": base.config.name, "file": base.config.files.vmPathName, "uuid": base.config.uuid}
             target = await target_of(connection, base.machine)
             assert (await connection.property(target.folder, "name"), target.datastore) == ("vm", None)
             assert await connection.property(target.pool, "name") == "Resources"
         for name in (names["file"], names["uuid"]):
             server.image.write_text(f"machine = {json.dumps(name)}\n")
-            async with base_of(connection, base_image(server.image)) as base:
+            async with base_of(connection, ways, base_image(server.image)) as base:
                 assert base.config.name == names["name"]
         for name in ("DC0/vm/nothing", "DC0/vm", "5d1c7f3e-8f0f-4c53-9d0b-6a2f0c4f7e11", server.simulator.machines[1]):
             server.image.write_text(f"machine = {json.dumps(name)}\n")
             with pytest.raises(JobError, match=str(server.image)):
-                async with base_of(connection, base_image(server.image)):
+                async with base_of(connection, ways, base_image(server.image)):
                     pass
 
 
-async def test_a_base_machine_that_is_not_registered_is_so_meanwhile(server: vsphere.Server) -> None:
+async def test_a_base_machine_that_is_not_registered_is_so_meanwhile_if_its_owner_allows(
+    server: vsphere.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = server.simulator.machines[1]
     with server.owner() as content:
         machine = content.searchIndex.FindByInventoryPath(path)
@@ -91,14 +99,30 @@ async def test_a_base_machine_that_is_not_registered_is_so_meanwhile(server: vsp
         machine.Unregister()
     before = server.machines()
     server.image.write_text(f"machine = {json.dumps(file)}\n")
-    async with connected(server.settings) as connection:
-        with pytest.raises(JobError, match="snapshot 'vmwrapper'"):  # a machine that is registered has none in vcsim
-            async with base_of(connection, base_image(server.image)):
+    began = []
+
+    async def noted(*words: Any, **limits: Any) -> Any:
+        began.append(words[2])
+        return await vim_task(*words, **limits)
+
+    monkeypatch.setattr(bases, "vim_task", noted)
+    async with connected(server.settings) as connection, transfers(connection) as ways:
+        with pytest.raises(JobError, match="snapshot 'vmwrapper'"):
+            async with base_of(connection, ways, base_image(server.image)):
                 pass
+        assert began == []
+        listed = b'snapshot0.displayName = "one"\r\nsnapshot1.displayName = "vmwrapper"\r\n'
+        url = url_of(file.replace(".vmx", ".vmsd"), "DC0")
+        async with ways._asked("PUT", url, data=listed, headers={"Cookie": connection.cookie}):
+            pass
+        with pytest.raises(JobError, match="snapshot 'vmwrapper'"):  # a machine that is registered has none in vcsim
+            async with base_of(connection, ways, base_image(server.image)):
+                pass
+        assert began == ["RegisterVm"]
         assert server.machines() == before
         server.image.write_text('machine = "[LocalDS_0] no/such.vmx"\n')
         with pytest.raises(JobError, match=r"no/such\.vmx"):
-            async with base_of(connection, base_image(server.image)):
+            async with base_of(connection, ways, base_image(server.image)):
                 pass
 
 
@@ -148,7 +172,10 @@ async def test_no_exception_is_made_for_this_computer(server: vsphere.Server) ->
         near.close()
 
 
-async def test_a_session_that_is_over_is_begun_again_once(server: vsphere.Server) -> None:
+async def test_a_session_that_is_over_is_begun_again_once(
+    server: vsphere.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_READ_AGAIN_FOR_S", 0.2)
     async with connected(server.settings) as connection:
         root = connection.content.rootFolder
         with server.simulator.away():
@@ -161,10 +188,38 @@ async def test_a_session_that_is_over_is_begun_again_once(server: vsphere.Server
         connection.settings = replace(server.settings, password="changed")
         with server.simulator.away():
             pass
-        with suppress(VsphereFailed):
-            await connection.property(root, "name")  # on a connection that was cut
         with pytest.raises(NoUsableHypervisor, match="log in"):
             await connection.property(root, "name")
+
+
+async def test_what_only_reads_is_asked_again(server: vsphere.Server, proxy: CuttingProxy) -> None:
+    async with connected(by(proxy, server)) as connection:
+        root = connection.content.rootFolder
+        proxy.cut()
+        assert await connection.property(root, "name") == "Datacenters"
+        proxy.cut()
+        with pytest.raises(VsphereFailed) as failed:  # it may have been done
+            await connection.call(root, "CreateFolder", "folder")
+        assert failed.value.fault is Fault.UNREACHABLE
+
+
+async def test_a_session_that_is_just_being_begun_is_ended(server: vsphere.Server, proxy: CuttingProxy) -> None:
+    def sessions_there() -> int:
+        with server.owner() as content:
+            return len(content.sessionManager.sessionList)
+
+    async def stay() -> None:
+        async with connected(by(proxy, server)):
+            await asyncio.Event().wait()
+
+    before = sessions_there()
+    proxy.delay_s = 0.1
+    for after_s in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0):
+        opening = asyncio.create_task(stay())
+        await asyncio.sleep(after_s)
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert sessions_there() == before
 
 
 async def test_a_slow_server_keeps_nobody_waiting(server: vsphere.Server, proxy: CuttingProxy) -> None:

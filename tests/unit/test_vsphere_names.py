@@ -10,9 +10,11 @@ from vmwrapper.hypervisor.interface import MachineIdentity, Snapshot
 from vmwrapper.hypervisor.vmware.vsphere.datastore_file import url_of
 from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.image import By, base_image
-from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, identity_of, mark_of, owner, place_of, uuid_of
+from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, identity_of, mark_of, place_of, uuid_of
 from vmwrapper.hypervisor.vmware.vsphere.snapshots import saved
 from vmwrapper.hypervisor.vmware.vsphere.transfer import meant
+
+OWNER, OTHER = "a" * 32, "b" * 32
 
 
 @pytest.mark.parametrize(
@@ -55,24 +57,30 @@ def test_what_names_none(tmp_path: Path, content: bytes) -> None:
         base_image(file)
 
 
-def test_a_slot_has_one_machine_and_other_slots_have_others() -> None:
-    first, again, other = (
-        place_of(MachineIdentity("p", result, slot)) for result, slot in (("r", "/s/0"), ("q", "/s/0"), ("r", "/s/1"))
+def test_a_slot_has_one_machine_and_other_slots_and_computers_have_others() -> None:
+    first, again, other, elsewhere = (
+        place_of(MachineIdentity("p", result, slot), owner)
+        for result, slot, owner in (
+            ("r", "/s/0", OWNER),
+            ("q", "/s/0", OWNER),
+            ("r", "/s/1", OWNER),
+            ("r", "/s/0", OTHER),
+        )
     )
-    assert first.uuid == again.uuid == uuid_of(Path("/s/0"))
-    assert first.uuid != other.uuid
-    assert first.name != other.name
+    assert first.uuid == again.uuid == uuid_of(Path("/s/0"), OWNER)
+    assert len({first.uuid, other.uuid, elsewhere.uuid}) == 3
+    assert len({first.name, other.name, elsewhere.name}) == 3
 
 
 def test_the_name_has_no_odd_letters() -> None:
-    place = place_of(MachineIdentity("p", "r/%2f\x1b☃" + "x" * 500, "/s"))
+    place = place_of(MachineIdentity("p", "r/%2f\x1b☃" + "x" * 500, "/s"), OWNER)
     assert place.name.isascii()
     assert place.name.isprintable()
     assert "/" not in place.name
     assert len(place.name) < 80
 
 
-def test_a_mark_is_ours_only_of_this_user_and_computer() -> None:
+def test_a_mark_is_ours_only_of_this_installation() -> None:
     def marked(*marks: object) -> list[SimpleNamespace]:
         return [
             SimpleNamespace(key="other", value="x"),
@@ -80,10 +88,10 @@ def test_a_mark_is_ours_only_of_this_user_and_computer() -> None:
         ]
 
     identity = str(MachineIdentity("p", "r", "/s"))
-    ours, theirs = mark_of(identity), f"somebody@{owner()}\n{identity}"
-    assert identity_of(marked(ours)) == identity
+    ours, theirs = mark_of(identity, OWNER), mark_of(identity, OTHER)
+    assert identity_of(marked(ours), OWNER) == identity
     for strange in ([], [7], [""], [identity], [theirs], [ours[1:]], [ours, theirs]):
-        assert identity_of(marked(*strange)) is None
+        assert identity_of(marked(*strange), OWNER) is None
 
 
 @pytest.mark.parametrize(

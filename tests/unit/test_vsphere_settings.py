@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ import pytest
 from vmwrapper.errors import NoUsableHypervisor
 from vmwrapper.hypervisor.vmware.vsphere.settings import FILE_VARIABLE, is_configured, read_settings
 
+pytestmark = pytest.mark.usefixtures("own_folder")
 GOOD = {"host": "vcenter.example", "user": "ada", "password": 'p\'s "secret"'}
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the user's settings."""
+    for name in ("XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "config"))
+    return tmp_path / "config" / "vmwrapper"
 
 
 def written(tmp_path: Path, text: str, *, mode: int = 0o600) -> dict[str, str]:
@@ -102,12 +113,25 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert "UTF-8" in refusal(environment)
 
 
-def test_whether_there_is_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("APPDATA", str(tmp_path))
+def test_whether_there_is_a_server(own_folder: Path) -> None:
     assert not is_configured({})
     assert is_configured({FILE_VARIABLE: "x"})
     assert is_configured({"VMWRAPPER_VSPHERE_HOST": "x"})
-    (tmp_path / "vmwrapper").mkdir()
-    (tmp_path / "vmwrapper" / "vsphere.toml").touch()
+    own_folder.mkdir(parents=True)
+    (own_folder / "vsphere.toml").touch()
     assert is_configured({})
+
+
+def test_an_installation_keeps_its_name(tmp_path: Path, own_folder: Path) -> None:
+    environment = written(tmp_path, toml(**GOOD))
+    with ThreadPoolExecutor(8) as at_once:
+        [name] = {one.owner for one in at_once.map(read_settings, [environment] * 32)}
+    assert re.fullmatch("[0-9a-f]{32}", name)
+    [file] = own_folder.iterdir()
+    file.unlink()
+    assert read_settings(environment).owner != name
+    file.write_text("")  # as after a power cut
+    assert str(file) in refusal(environment)
+    file.unlink()
+    file.mkdir()
+    assert str(file) in refusal(environment)

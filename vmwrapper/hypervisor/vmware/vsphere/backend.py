@@ -11,10 +11,10 @@ from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import NoUsableHypervisor, TemporaryFailure
 from vmwrapper.hypervisor.interface import Abilities, Leftover, Machine, MachineSpec, ProbeResult
 from vmwrapper.hypervisor.vmware.vsphere import left
+from vmwrapper.hypervisor.vmware.vsphere.base import base_of
 from vmwrapper.hypervisor.vmware.vsphere.connection import connected
 from vmwrapper.hypervisor.vmware.vsphere.guest import GuestOperations, VsphereGuest
 from vmwrapper.hypervisor.vmware.vsphere.image import IMAGE_SUFFIXES, base_image
-from vmwrapper.hypervisor.vmware.vsphere.inventory import base_of
 from vmwrapper.hypervisor.vmware.vsphere.machine import VsphereMachine
 from vmwrapper.hypervisor.vmware.vsphere.made import HOST
 from vmwrapper.hypervisor.vmware.vsphere.own import Own
@@ -92,7 +92,7 @@ class VsphereHypervisor:
         async with (
             connected(self._settings) as connection,
             transfers(connection) as ways,
-            base_of(connection, image) as base,
+            base_of(connection, ways, image) as base,
         ):
             own = Own(connection, base, spec, spec.snapshots if self._keeps_memory else ())
             guest = None

@@ -9,7 +9,8 @@ from typing import Any
 from pyVmomi import vim
 
 from vmwrapper.errors import JobError
-from vmwrapper.hypervisor.vmware.vsphere.inventory import Base, Target
+from vmwrapper.hypervisor.vmware.vsphere.base import Base
+from vmwrapper.hypervisor.vmware.vsphere.inventory import Target
 
 _DEVICE = vim.vm.device
 _BUSES = (_DEVICE.VirtualSCSIController, _DEVICE.VirtualSATAController, _DEVICE.VirtualNVMEController)

@@ -1,4 +1,4 @@
-"""What the server leaves in a file of one of its datastores: fetched by HTTPS, and deleted there.
+"""Files of the server's datastores, fetched by HTTPS.
 
 Source: VMware's "Using HTTP Access to vSphere Server Files": /folder/PATH, with the session's cookie.
 """
@@ -21,11 +21,18 @@ async def taken(connection: Connection, transfers: Transfers, machine: Any, name
     """The content of the machine's file `[datastore] path`, which is gone then. Raises VsphereFailed, GuestError."""
     centre = await centre_of(connection, machine)
     try:
-        url = url_of(name, await path_of(connection, centre))
-        return await transfers.get_bytes(url, limit_bytes=limit_bytes, in_session=True)
+        return await content(connection, transfers, name, centre, limit_bytes=limit_bytes)
     finally:
         files = connection.content.fileManager
         await vim_task(connection, files, "DeleteFile", name, centre, limit_s=_DELETE_LIMIT_S)
+
+
+async def content(
+    connection: Connection, transfers: Transfers, name: str, datacenter: Any, *, limit_bytes: int
+) -> bytes:
+    """The content of a file `[datastore] path` of the datacenter's. Raises VsphereFailed, GuestError for more."""
+    url = url_of(name, await path_of(connection, datacenter))
+    return await transfers.get_bytes(url, limit_bytes=limit_bytes, in_session=True)
 
 
 def url_of(name: str, datacenter: str) -> str:

@@ -36,6 +36,7 @@ class Fault(Enum):
     UNUSABLE_FILE = "a file of the machine's is not there or can't be used"
     UNSUPPORTED = "it can't do that at all"
     WRONG_REQUEST = "it does not understand what it was asked for"
+    REFUSED_FILE = "it does not take or give the file"
     NOT_READY = "the guest takes no commands just now: VMware Tools do not run in it"
     GUEST_REFUSED = "the guest does not let this user log in"
     GUEST_FORBIDS = "the guest's user may not do that"

@@ -26,7 +26,7 @@ from vmwrapper.hypervisor.outputs import Output, Sink
 from vmwrapper.hypervisor.refusals import Refusals
 from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CalledGuest, CutOff, answer
 from vmwrapper.hypervisor.vmware.script_calls import THERE, ScriptCalls
-from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
+from vmwrapper.hypervisor.vmware.vsphere.connection import PATIENCE_S, Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.transfer import Transfers
 
@@ -42,6 +42,8 @@ _PAUSE_S = 0.3
 _OVERWRITES = True
 _WATCH_S = 4.0
 """So long who watches the machine has to tell why it does not run."""
+_MOST_REFUSED_FILES = 3
+_GUEST_IS_SILENT = (Fault.NOT_READY, Fault.GUEST_FAILED, Fault.GUEST_REFUSED, Fault.REFUSED_FILE)
 _NO_FILE = (Fault.UNUSABLE_FILE, Fault.GONE)
 _CANT_READ = (*_NO_FILE, Fault.GUEST_FORBIDS)
 _WONT_TAKE = (*_NO_FILE, Fault.GUEST_FORBIDS, Fault.GUEST_FAILED, Fault.NO_SPACE, Fault.EXISTS, Fault.OTHER)
@@ -171,27 +173,54 @@ class GuestOperations(ScriptCalls):
         return await self._connection.call(self._managers[manager], method, self._handle.machine, login, *words)
 
     async def repeated(self, once: Callable[[], Awaitable[T]], what: str, limit_s: float) -> T:
-        """Have it done, however often that takes. Raises as `Calls.call`; VsphereFailed where the server is away."""
-        last: Exception | None = None
-        refusals = Refusals(self.user, self._clock)
-        try:
-            async with self._clock.timeout(limit_s):
-                while True:
-                    try:
-                        return await once()
-                    except CutOff as cut_off:
-                        last = cut_off
-                    except VsphereFailed as failed:
-                        last = failed
-                        await self._judge(failed, refusals)
-                    await self._clock.sleep(_PAUSE_S)
-        except TimeoutError as error:
-            if isinstance(last, VsphereFailed) and last.fault is Fault.UNREACHABLE:
-                raise last from error
-            raise GuestSilent(f"{what} within {limit_s:g} s; the last try: {last or 'it still runs'}") from error
+        """Have it done, however often that takes. Raises as `Calls.call`; VsphereFailed where it is the server's fault.
 
-    async def _judge(self, failed: VsphereFailed, refusals: Refusals) -> None:
+        While the server is away there is no limit for the guest, but one for that.
+        """
+        tries = _Tries(self.user, self._clock)
+        while True:
+            try:
+                async with self._clock.timeout(limit_s):
+                    while True:
+                        try:
+                            return await once()
+                        except CutOff as cut_off:
+                            tries.cut_off(cut_off)
+                        except VsphereFailed as failed:
+                            await tries.failed(failed)
+                        await self._clock.sleep(_PAUSE_S)
+            except TimeoutError as error:
+                tries.end(f"{what} within {limit_s:g} s", error)
+
+
+class _Tries:
+    """Those of one thing, and whether there is any use in another."""
+
+    def __init__(self, user: str, clock: RunningClock) -> None:
+        self._clock = clock
+        self._last: CutOff | VsphereFailed | None = None
+        self._refusals = Refusals(user, clock)
+        self._refused_files = 0
+        self._away_since_s: float | None = None
+
+    def cut_off(self, error: CutOff) -> None:
+        """To be told of an answer without its end."""
+        self._last, self._away_since_s = error, None
+
+    def end(self, what: str, error: TimeoutError) -> None:
+        """Raise what it was that did not come about, unless the server is away, and that not for long."""
+        if not isinstance(self._last, VsphereFailed) or self._last.fault in _GUEST_IS_SILENT:
+            raise GuestSilent(f"{what}; the last try: {self._last or 'it still runs'}") from error
+        if self._away_since_s is None or self._clock.elapsed_s - self._away_since_s > PATIENCE_S:
+            raise self._last from error
+
+    async def failed(self, failed: VsphereFailed) -> None:
         """Raise where there is no use in trying again."""
+        self._last = failed
+        if failed.fault is not Fault.UNREACHABLE:
+            self._away_since_s = None
+        elif self._away_since_s is None:
+            self._away_since_s = self._clock.elapsed_s
         if failed.fault is Fault.GONE:
             await asyncio.sleep(_WATCH_S)
             raise MachineExited(f"the machine is not there any more: {failed}") from failed
@@ -199,10 +228,13 @@ class GuestOperations(ScriptCalls):
             raise GuestError(f"the guest can't run our script: {failed}") from failed
         if failed.fault in (Fault.NOT_TRUSTED, Fault.FORBIDDEN, Fault.UNSUPPORTED):
             raise failed
+        self._refused_files += failed.fault is Fault.REFUSED_FILE
+        if self._refused_files == _MOST_REFUSED_FILES:  # as by a guest whose disk is full
+            raise GuestError(str(failed)) from failed
         if failed.fault is Fault.GUEST_REFUSED:
-            refusals.one_more(failed)
+            self._refusals.one_more(failed)
         else:
-            refusals.end()
+            self._refusals.end()
 
 
 class VsphereGuest(CalledGuest):

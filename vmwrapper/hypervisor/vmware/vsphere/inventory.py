@@ -1,32 +1,15 @@
-"""Finds what machines are made from, and where they belong, in the inventory of a server."""
+"""Finds where machines belong, in the inventory of a server."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pyVmomi import vim
 
-from vmwrapper.concurrency import to_its_end
-from vmwrapper.errors import JobError, NoUsableHypervisor
+from vmwrapper.errors import NoUsableHypervisor
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
-from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
-from vmwrapper.hypervisor.vmware.vsphere.image import SNAPSHOT, BaseImage, By
-from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
 
-_REGISTER_LIMIT_S = 120.0
 _DEEPEST = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """A machine that ours are made from, and what the server says of it."""
-
-    machine: Any
-    snapshot: Any
-    """From which clones are made."""
-    config: Any
-    """As it was at that snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,68 +21,6 @@ class Target:
     datastore: Any
     """None for the base machine's."""
     datastore_name: str | None
-
-
-@asynccontextmanager
-async def base_of(connection: Connection, image: BaseImage) -> AsyncIterator[Base]:
-    """The base machine, registered for the length of the block where only its file is there.
-
-    Raises JobError where there is none, or where its owner has not allowed it.
-    """
-    machine = await _found(connection, image)
-    is_ours = False
-    if machine is None and image.by is By.FILE:
-        machine, is_ours = await _registered(connection, image), True
-    if machine is None:
-        raise JobError(f"the vSphere server {connection} has no machine of {image}")
-    try:
-        yield await _base(connection, image, machine)
-    finally:
-        if is_ours:
-            with suppress(VsphereFailed):  # another job of ours may need it, or may have done the same
-                await to_its_end(connection.call(machine, "Unregister"))
-
-
-async def _found(connection: Connection, image: BaseImage) -> Any:
-    index = connection.content.searchIndex
-    match image.by:
-        case By.PATH:
-            found = await connection.call(index, "FindByInventoryPath", image.name.strip("/"))
-        case By.UUID:
-            found = await connection.call(index, "FindByUuid", None, image.name, True, False)  # noqa: FBT003
-            if found is None:
-                found = await connection.call(index, "FindByUuid", None, image.name, True, True)  # noqa: FBT003
-        case By.FILE:
-            found = await connection.call(index, "FindByDatastorePath", await datacenter(connection), image.name)
-    return found if isinstance(found, vim.VirtualMachine) else None
-
-
-async def _registered(connection: Connection, image: BaseImage) -> Any:
-    target, as_template = await target_of(connection, None), False
-    words = (image.name, None, as_template, target.pool, None)
-    try:
-        return await vim_task(connection, target.folder, "RegisterVm", *words, limit_s=_REGISTER_LIMIT_S)
-    except VsphereFailed as failed:
-        if failed.fault is Fault.EXISTS:  # by another job, just now
-            return await _found(connection, image)
-        if failed.fault in (Fault.UNUSABLE_FILE, Fault.GONE, Fault.WRONG_REQUEST):
-            raise JobError(f"the vSphere server can't register {image}: {failed}") from failed
-        raise
-
-
-async def _base(connection: Connection, image: BaseImage, machine: Any) -> Base:
-    roots = await connection.property(machine, "snapshot.rootSnapshotList")
-    found = next((one for one in walk(roots or ()) if one.name == SNAPSHOT), None)
-    if found is None:
-        raise JobError(
-            f"the machine of {image} has no snapshot {SNAPSHOT!r}: its owner takes it, while it is off, to allow this"
-        )
-    if found.state != "poweredOff":
-        raise JobError(
-            f"the snapshot {SNAPSHOT!r} of {image} was taken while it was on: it must be taken while it is off"
-        )
-    config = await connection.property(found.snapshot, "config")
-    return Base(machine=machine, snapshot=found.snapshot, config=config)
 
 
 def walk(tree: Any) -> Iterator[Any]:

@@ -30,9 +30,9 @@ async def found(settings: Settings) -> Sequence[Leftover]:
 
 
 def _leftover(settings: Settings, machine: Any, said: Properties) -> Leftover | None:
-    identity = identity_of(said.get("config.extraConfig") or ())
+    identity = identity_of(said.get("config.extraConfig") or (), settings.owner)
     slot = slot_in(identity) if identity else None
-    if slot is None or uuid_of(slot) != said.get("config.instanceUuid"):
+    if slot is None or uuid_of(slot, settings.owner) != said.get("config.instanceUuid"):
         return None
     name, state = one_line(str(said.get("name"))), _STATES.get(str(said.get("runtime.powerState")), "")
     return Leftover(

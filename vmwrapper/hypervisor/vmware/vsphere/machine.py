@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,28 +14,27 @@ from vmwrapper.errors import (
     JobError,
     MachineExited,
     SnapshotUnusable,
-    VmwrapperError,
+    TemporaryFailure,
 )
 from vmwrapper.hypervisor.interface import Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.outputs import writing
-from vmwrapper.hypervisor.vmware.vsphere.connection import Connection, Properties
+from vmwrapper.hypervisor.vmware.vsphere.connection import PATIENCE_S, Connection, Properties
 from vmwrapper.hypervisor.vmware.vsphere.datastore_file import taken
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.guest import Handle, VsphereGuest
-from vmwrapper.hypervisor.vmware.vsphere.snapshots import Snapshots
+from vmwrapper.hypervisor.vmware.vsphere.made import OFF, ON, SUSPENDED, power_off, power_state
+from vmwrapper.hypervisor.vmware.vsphere.snapshots import SNAPSHOT_LIMIT_S, Snapshots
 from vmwrapper.hypervisor.vmware.vsphere.transfer import Transfers
 from vmwrapper.hypervisor.vmware.vsphere.usage import QUICK_STATS, SAMPLE_S, Counter, CpuTime, memory_bytes, rate
 from vmwrapper.hypervisor.vmware.vsphere.vim_task import answered, vim_task
 
 log = logging.getLogger(__name__)
 
-ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 _VERB_LIMIT_S = 300.0
 _POWER_OFF_LIMIT_S = 60.0
+_REVERT_LIMIT_S = SNAPSHOT_LIMIT_S + _POWER_OFF_LIMIT_S + _VERB_LIMIT_S
 _LOOK_S = 3.0
 _MOST_PICTURE_BYTES = 64 << 20
-_PATIENCE_S = 900.0
-"""For a server that is away, while the machine runs on without it: a vCenter restarts in some minutes."""
 _WATCHED = (
     "runtime.powerState",
     "runtime.connectionState",
@@ -95,16 +94,19 @@ class VsphereMachine:
             if self._is_reverted:
                 await self._renew()
                 self._is_reverted = False
+            elif await power_state(self._connection, self._handle.machine) != OFF:  # it could not be powered off
+                await power_off(self._connection, self._handle.machine, limit_s=_POWER_OFF_LIMIT_S)
             await self._have(ON)
 
     async def power_off(self) -> None:
         self._cpu_time.ends()
         self._seen = {}
         self._meant = OFF
-        machine = self._handle.machine
-        with suppress(VmwrapperError):
-            off = vim_task(self._connection, machine, "PowerOff", machine=machine, limit_s=_POWER_OFF_LIMIT_S)
+        off = power_off(self._connection, self._handle.machine, limit_s=_POWER_OFF_LIMIT_S)
+        try:
             await to_its_end(off, limit_s=_POWER_OFF_LIMIT_S)
+        except TemporaryFailure as failed:  # what comes next sees to it
+            log.warning("The machine may still run: %s", failed)
 
     async def pause(self) -> None:
         async with self._one_verb("pause"):
@@ -121,12 +123,12 @@ class VsphereMachine:
             raise MachineExited("the machine is powered off")
 
     @asynccontextmanager
-    async def _one_verb(self, verb: str) -> AsyncIterator[None]:
+    async def _one_verb(self, verb: str, *, limit_s: float = _VERB_LIMIT_S) -> AsyncIterator[None]:
         try:
-            async with self._verbs, asyncio.timeout(_VERB_LIMIT_S):
+            async with self._verbs, asyncio.timeout(limit_s):
                 yield
         except TimeoutError as error:
-            message = f"the vSphere server did not {verb} the machine within {_VERB_LIMIT_S:g} s"
+            message = f"the vSphere server did not {verb} the machine within {limit_s:g} s"
             raise MachineExited(message) from error
         except VsphereFailed as failed:
             if failed.fault is Fault.NO_SPACE:
@@ -139,7 +141,7 @@ class VsphereMachine:
         if state is SUSPENDED:
             self._cpu_time.stands()
         before, self._meant = self._meant, state
-        now = await self._connection.property(machine, "runtime.powerState")
+        now = await power_state(self._connection, machine)
         if now == OFF and before is not OFF:
             raise GuestPoweredOff("the guest powered off by itself")
         if now != state:
@@ -147,8 +149,7 @@ class VsphereMachine:
             try:
                 await vim_task(self._connection, machine, begin, *arguments, machine=machine, limit_s=_VERB_LIMIT_S)
             except VsphereFailed as failed:
-                is_so = await self._connection.property(machine, "runtime.powerState") == state
-                if failed.fault is not Fault.WRONG_STATE or not is_so:
+                if failed.fault is not Fault.WRONG_STATE or await power_state(self._connection, machine) != state:
                     raise
         if state is ON:
             self._cpu_time.runs()
@@ -177,7 +178,7 @@ class VsphereMachine:
             await self._snapshots.keep(numbers)
 
     async def revert(self, snapshot: Snapshot) -> None:
-        async with self._one_verb("revert"):
+        async with self._one_verb("revert", limit_s=_REVERT_LIMIT_S):
             await self.power_off()
             self._is_reverted = True
             await self._snapshots.restore(snapshot)
@@ -208,7 +209,7 @@ class VsphereMachine:
                     await self._sample()
                 seen_at_s = loop.time()
             except VsphereFailed as failed:
-                if not failed.fault.passes or loop.time() - seen_at_s > _PATIENCE_S:
+                if not failed.fault.passes or loop.time() - seen_at_s > PATIENCE_S:
                     raise MachineExited(f"the machine can't be watched any more: {failed}") from failed
                 log.debug("The machine can't be seen just now: %s", failed)
             await asyncio.sleep(_LOOK_S)

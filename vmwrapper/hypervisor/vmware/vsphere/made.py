@@ -2,19 +2,19 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from pyVmomi import vim
 
 from vmwrapper.errors import HostDiskFailed, JobError
 from vmwrapper.hypervisor.interface import MachineSpec
+from vmwrapper.hypervisor.vmware.vsphere.base import Base
 from vmwrapper.hypervisor.vmware.vsphere.child import as_child
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
-from vmwrapper.hypervisor.vmware.vsphere.inventory import Base, Target
+from vmwrapper.hypervisor.vmware.vsphere.inventory import Target
 from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, Place, identity_of
-from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
+from vmwrapper.hypervisor.vmware.vsphere.vim_task import suppress_gone, vim_task
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ SCRATCH_UUID = "6000C295-766d-7772-6170-7065722d7363"
 """Of the scratch disk, by which the launcher finds it: VMware's disks have no serial numbers of other kinds."""
 HOST = "HostAgent"  # the API of an ESX host by itself
 _KIB_PER_MIB = 1024
+ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 _UNITS = tuple(unit for unit in range(16) if unit != 7)  # which is the controller's own
 
 
@@ -34,20 +35,32 @@ async def existing(connection: Connection, place: Place) -> Any:
     if machine is None:
         return None
     extra_config = await connection.property(machine, "config.extraConfig")
-    if identity_of(extra_config or ()) is None:
+    if identity_of(extra_config or (), connection.settings.owner) is None:
         raise VsphereFailed(f"a machine with the UUID {place.uuid} is there that is not ours", Fault.EXISTS)
     return machine
 
 
 async def remove(connection: Connection, machine: Any) -> None:
     """On return it is gone, with all of its files. Raises VsphereFailed."""
-    with suppress(VsphereFailed):
-        await vim_task(connection, machine, "PowerOff", limit_s=REMOVE_LIMIT_S)
+    await power_off(connection, machine, limit_s=REMOVE_LIMIT_S)
+    with suppress_gone():
+        await vim_task(connection, machine, "Destroy", machine=machine, limit_s=REMOVE_LIMIT_S)
+
+
+async def power_off(connection: Connection, machine: Any, *, limit_s: float) -> None:
+    """On return it is off, or gone. Raises VsphereFailed."""
     try:
-        await vim_task(connection, machine, "Destroy", limit_s=REMOVE_LIMIT_S)
+        await vim_task(connection, machine, "PowerOff", machine=machine, limit_s=limit_s)
     except VsphereFailed as failed:
-        if failed.fault is not Fault.GONE:
+        if failed.fault is Fault.GONE:
+            return
+        if failed.fault is not Fault.WRONG_STATE or await power_state(connection, machine) != OFF:
             raise
+
+
+async def power_state(connection: Connection, machine: Any) -> Any:
+    """ON, OFF or SUSPENDED. Raises VsphereFailed."""
+    return await connection.property(machine, "runtime.powerState")
 
 
 async def create(connection: Connection, base: Base, target: Target, spec: MachineSpec, place: Place) -> Any:

@@ -3,20 +3,18 @@
 import hashlib
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import TemporaryFailure
 from vmwrapper.hypervisor.interface import MachineSpec, Snapshot
 from vmwrapper.hypervisor.vmware.vsphere import made
+from vmwrapper.hypervisor.vmware.vsphere.base import Base
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
-from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.guest import Handle
-from vmwrapper.hypervisor.vmware.vsphere.inventory import Base, target_of
+from vmwrapper.hypervisor.vmware.vsphere.inventory import target_of
 from vmwrapper.hypervisor.vmware.vsphere.place import place_of
 from vmwrapper.hypervisor.vmware.vsphere.snapshots import Snapshots
-from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ class Own:
         self._connection = connection
         self._base = base
         self._spec = spec
-        self._place = place_of(spec.identity)
+        self._place = place_of(spec.identity, connection.settings.owner)
         self.handle = Handle(None)
         made_by = _made_by(connection, base, spec)
         self.snapshots = Snapshots(connection, self.handle, made_by=made_by, earlier=earlier)
@@ -39,7 +37,7 @@ class Own:
         """Have it, powered off: as an earlier episode has left it where that left snapshots, else made anew."""
         self.handle.machine = await made.existing(self._connection, self._place)
         if self.handle.machine is not None and self.snapshots.all():
-            await self._power_off()
+            await made.power_off(self._connection, self.handle.machine, limit_s=made.REMOVE_LIMIT_S)
         else:
             await self.renew()
 
@@ -67,16 +65,12 @@ class Own:
             if self.handle.machine is None:
                 return
             if self.snapshots.all():
-                await self._power_off()
+                await made.power_off(self._connection, self.handle.machine, limit_s=made.REMOVE_LIMIT_S)
                 await self.snapshots.keep([one.number for one in self.snapshots.all()])
             else:
                 await made.remove(self._connection, self.handle.machine)
         except TemporaryFailure as failed:
-            log.warning("The machine could not be removed, which is left to `vmwrapper gc`: %s", failed)
-
-    async def _power_off(self) -> None:
-        with suppress(VsphereFailed):  # it is off
-            await vim_task(self._connection, self.handle.machine, "PowerOff", limit_s=made.REMOVE_LIMIT_S)
+            log.warning("The machine may still run, which is left to the next job here, or `vmwrapper gc`: %s", failed)
 
 
 def _made_by(connection: Connection, base: Base, spec: MachineSpec) -> Mapping[str, str]:

@@ -1,8 +1,6 @@
 """By what a machine of ours is known on a server that many share."""
 
-import getpass
 import hashlib
-import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,33 +30,26 @@ class Place:
     """What is in IDENTITY_KEY."""
 
 
-def owner() -> str:
-    """Whose machines we may touch: this user's of this computer."""
-    return f"{getpass.getuser()}@{platform.node()}"
-
-
-def place_of(identity: MachineIdentity) -> Place:
-    uuid = str(uuid5(_FAMILY, _digest(f"{owner()}\n{identity.slot}")))
+def place_of(identity: MachineIdentity, owner: str) -> Place:
+    """The place of a machine of this owner's, as `Settings` has it."""
+    uuid = uuid_of(Path(identity.slot), owner)
     name = _ODD.sub("_", identity.result_name)[:_NAME_LIMIT]
-    return Place(uuid, f"{PREFIX}{name} {uuid[:8]}", mark_of(str(identity)))
+    return Place(uuid, f"{PREFIX}{name} {uuid[:8]}", mark_of(str(identity), owner))
 
 
-def mark_of(identity: str) -> str:
-    return f"{owner()}\n{identity}"
+def mark_of(identity: str, owner: str) -> str:
+    return f"{owner}\n{identity}"
 
 
-def identity_of(extra_config: Iterable[Any]) -> str | None:
-    """The identity of a machine with this extraConfig, where it is one of ours, and nobody else's as well."""
+def identity_of(extra_config: Iterable[Any], owner: str) -> str | None:
+    """The identity of a machine with this extraConfig, where it is this owner's, and nobody else's as well."""
     marks = {option.value for option in extra_config if option.key == IDENTITY_KEY}
     if len(marks) != 1:
         return None
     whose, _, identity = str(*marks).partition("\n")
-    return identity if whose == owner() else None
+    return identity if whose == owner else None
 
 
-def uuid_of(slot: Path) -> str:
-    return str(uuid5(_FAMILY, _digest(f"{owner()}\n{slot}")))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+def uuid_of(slot: Path, owner: str) -> str:
+    text = f"{owner}\n{slot}"
+    return str(uuid5(_FAMILY, hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()))

@@ -4,10 +4,13 @@ Never from the command line or a job: those are seen by others, and written by t
 """
 
 import os
+import re
+import secrets
 import stat
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ _OPTIONAL = ("ca_file", "datacenter", "folder", "resource_pool", "datastore")
 _PASSWORDS = ("password", "password_file")
 _KNOWN = (*_REQUIRED, *_OPTIONAL, *_PASSWORDS, "port")
 _LONGEST_BYTES = 64 * 1024
+_OWNER_FILE = "vsphere-owner"
+_OWNER = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,8 @@ class Settings:
     port: int = 443
     user: str
     password: str = field(repr=False)
+    owner: str
+    """By which machines there are known as ours: a random name of this installation's."""
     ca_file: Path | None = None
     """Whose certificates are trusted, PEM; None for those that the system trusts."""
     datacenter: str | None = None
@@ -112,6 +119,7 @@ def _checked(said: Mapping[str, Any], file: Path) -> Settings:
         **texts,
         port=_port(said.get("port", 443), file),
         password=_password(said, file),
+        owner=_owner(default_file().with_name(_OWNER_FILE)),
         ca_file=Path(ca_file) if ca_file else None,
     )
 
@@ -130,3 +138,23 @@ def _password(said: Mapping[str, Any], file: Path) -> str:
     if given == ["password"]:
         return str(said["password"])
     return _secret(Path(said["password_file"])).rstrip("\r\n")
+
+
+def _owner(file: Path) -> str:
+    """What the file says, which is made if it is not there. Many computers share a server, some of one name."""
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = file.with_name(f"{file.name}.{secrets.token_hex(8)}.new")
+            try:
+                new.write_text(f"{secrets.token_hex(16)}\n")
+                with suppress(FileExistsError):  # another job was first
+                    file.hardlink_to(new)
+            finally:
+                new.unlink(missing_ok=True)
+        said = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoUsableHypervisor(f"can't know our machines on the vSphere server by {file}: {error}") from error
+    if not _OWNER.fullmatch(said):
+        raise NoUsableHypervisor(f"{file} has no 32 hexadecimal digits, by which our machines are known: remove it")
+    return said

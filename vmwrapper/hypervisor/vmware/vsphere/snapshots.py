@@ -3,8 +3,8 @@
 import json
 import logging
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.guest import Handle
 from vmwrapper.hypervisor.vmware.vsphere.inventory import walk
-from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
+from vmwrapper.hypervisor.vmware.vsphere.made import OFF, power_state
+from vmwrapper.hypervisor.vmware.vsphere.vim_task import suppress_gone, vim_task
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_LIMIT_S = 900.0
 _PREFIX = "vmwrapper "
-_NO_FILE = -1
 _WITHOUT_CHILDREN = (False, True)  # and its disks are merged
 _DESCRIPTION = "of a BOINC job, by vmwrapper, which removes it"
 
@@ -84,30 +84,35 @@ class Snapshots:
         try:
             await self._remove_unknown()
             words = (name, _DESCRIPTION, True, False)  # with memory, without asking the guest
-            taken = await vim_task(
+            await vim_task(
                 self._connection, machine, "CreateSnapshot", *words, machine=machine, limit_s=SNAPSHOT_LIMIT_S
             )
-            layouts = await self._connection.property(machine, "layoutEx.snapshot") or ()
+            one = Saved(number=number, name=name, made_by=self._made_by)
+            try:
+                await self._in_tree(one)
+            except SnapshotUnusable as unusable:
+                await self._remove_unknown()
+                raise SnapshotFailed(str(unusable)) from unusable
         except VsphereFailed as failed:
             raise SnapshotFailed(str(failed)) from failed
-        if any(one.key == taken and one.memoryKey == _NO_FILE for one in layouts):
-            raise SnapshotFailed("the vSphere server took it without the guest's memory")
         self._next_number += 1
-        self._saved[number] = Saved(number=number, name=name, made_by=self._made_by)
+        self._saved[number] = one
 
     async def verify(self, number: int) -> None:
         """See `Machine.verify_snapshot`: that the server still has it. Only the server itself could read it back."""
         try:
             await self._in_tree(self._saved[number])
         except VsphereFailed as failed:
-            raise SnapshotUnusable(str(failed)) from failed
+            if failed.fault is Fault.GONE:
+                raise SnapshotUnusable(str(failed)) from failed
+            log.debug("The snapshot can't be looked for just now: %s", failed)
 
     async def _in_tree(self, one: Saved) -> Any:
         found = next((node for node in await self._tree() if node.name == one.name), None)
         if found is None:
             raise SnapshotUnusable("the vSphere server does not have it any more")
-        if found.state == "poweredOff":
-            raise SnapshotUnusable("it has no memory")
+        if found.state == OFF:
+            raise SnapshotUnusable("the vSphere server has kept no memory with it")
         return found
 
     async def _tree(self) -> list[Any]:
@@ -124,13 +129,12 @@ class Snapshots:
 
     async def _remove_unknown(self) -> None:
         """Remove those that are not kept, or that were being taken when somebody cut us off, but no stranger's."""
-        known = {one.name for one in self._saved.values()}
+        known, machine = {one.name for one in self._saved.values()}, self._handle.machine
         for node in reversed(await self._tree()):
             if node.name.startswith(_PREFIX) and node.name not in known:
-                with _gone_is_fine():
-                    await vim_task(
-                        self._connection, node.snapshot, "Remove", *_WITHOUT_CHILDREN, limit_s=SNAPSHOT_LIMIT_S
-                    )
+                words = (node.snapshot, "Remove", *_WITHOUT_CHILDREN)
+                with suppress_gone():
+                    await vim_task(self._connection, *words, machine=machine, limit_s=SNAPSHOT_LIMIT_S)
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Have a machine as it was then: on, or suspended. Raises SnapshotUnusable, VsphereFailed."""
@@ -138,23 +142,16 @@ class Snapshots:
         if one is None or one != saved(snapshot):
             raise SnapshotUnusable("there is no such snapshot")
         check_made_by(one.made_by, self._made_by)
+        machine = self._handle.machine
         try:
             node = await self._in_tree(one)
             for suppressed in (True, False):  # what has memory is suspended then, by servers that can
-                await vim_task(self._connection, node.snapshot, "Revert", None, suppressed, limit_s=SNAPSHOT_LIMIT_S)
-                if await self._connection.property(self._handle.machine, "runtime.powerState") != "poweredOff":
+                words = (node.snapshot, "Revert", None, suppressed)
+                await vim_task(self._connection, *words, machine=machine, limit_s=SNAPSHOT_LIMIT_S)
+                if await power_state(self._connection, machine) != OFF:
                     return
         except VsphereFailed as failed:
             if failed.fault.passes or failed.fault in (Fault.NO_SPACE, Fault.NO_RESOURCES, Fault.FORBIDDEN):
                 raise  # it is not the snapshot's
             raise SnapshotUnusable(str(failed)) from failed
-        raise SnapshotUnusable("the vSphere server kept no memory with it")
-
-
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except VsphereFailed as failed:
-        if failed.fault is not Fault.GONE:
-            raise
+        raise SnapshotUnusable("the machine is off after it")

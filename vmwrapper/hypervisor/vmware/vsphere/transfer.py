@@ -21,6 +21,8 @@ from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 _CHUNK_BYTES = 256 * 1024
 _STALL_LIMIT_S = 30.0
 _CONNECT_LIMIT_S = 10.0
+_AWAY = (502, 503, 504)
+"""HTTP statuses of who stands before a server that does not answer."""
 
 
 class Transfers:
@@ -83,7 +85,8 @@ class Transfers:
                 **words,  # type: ignore[arg-type]
             ) as response:
                 if response.status not in (200, 201, 204):
-                    raise VsphereFailed(f"{what} failed with HTTP status {response.status}", Fault.UNREACHABLE)
+                    fault = Fault.UNREACHABLE if response.status in _AWAY else Fault.REFUSED_FILE
+                    raise VsphereFailed(f"{what} failed with HTTP status {response.status}: {fault.value}", fault)
                 yield response
         except aiohttp.ClientSSLError as error:
             raise VsphereFailed(f"{what} failed: {Fault.NOT_TRUSTED.value} ({error})", Fault.NOT_TRUSTED) from error
