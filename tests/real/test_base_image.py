@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import re
 import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.peers import boot_sector
 from vmwrapper.clock import RunningClock
 from vmwrapper.guest.bundle import Contents, DiskFormat, extract, open_bundle, write_bundle
 from vmwrapper.hypervisor.interface import Guest, MachineIdentity, MachineSpec
@@ -16,6 +18,15 @@ from vmwrapper.hypervisor.qemu.backend import QemuHypervisor
 pytestmark = pytest.mark.qemu
 
 DISK_BYTES = 8 * 1024 * 1024
+FORMATS = {
+    "raw": ("raw",),
+    "vdi": ("vdi",),
+    "vmdk": ("vmdk",),
+    "stream.vmdk": ("vmdk", "-o", "subformat=streamOptimized"),
+    "vhdx": ("vhdx",),
+    "vhd": ("vpc", "-o", "force_size"),
+}
+"""How a file's name ends, and what `qemu-img convert -O` wants for it."""
 FIRST_WORD = "dd if=/dev/vda bs=1 skip=4096 count=5 2>/dev/null"
 
 
@@ -48,9 +59,9 @@ def base(request: pytest.FixtureRequest, default_image: Path, tmp_path: Path) ->
     return tmp_path / "base.vmguest"
 
 
-async def booted(stack: AsyncExitStack, hypervisor: QemuHypervisor, image: Path, folder: Path) -> Guest:
+def spec_in(folder: Path, image: Path) -> MachineSpec:
     folder.mkdir()
-    spec = MachineSpec(
+    return MachineSpec(
         identity=MachineIdentity("test", folder.name, str(folder)),
         image=image,
         directory=folder,
@@ -58,7 +69,10 @@ async def booted(stack: AsyncExitStack, hypervisor: QemuHypervisor, image: Path,
         cpus=1,
         scratch_mib=0,
     )
-    machine = await stack.enter_async_context(hypervisor.machine(spec, RunningClock()))
+
+
+async def booted(stack: AsyncExitStack, hypervisor: QemuHypervisor, image: Path, folder: Path) -> Guest:
+    machine = await stack.enter_async_context(hypervisor.machine(spec_in(folder, image), RunningClock()))
     await machine.power_on()
     await machine.guest.ready(limit_s=60)
     return machine.guest
@@ -84,3 +98,20 @@ async def test_two_machines_share_a_base_that_stays_as_it_was(base: Path, tmp_pa
         assert await shell(other, FIRST_WORD) == b"first"
         assert int(await shell(other, "cat /sys/block/vda/size")) * 512 == DISK_BYTES
     assert hashlib.sha256(base.read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+async def test_a_disk_of_each_format_boots_and_stays_as_it_was(suffix: str, tmp_path: Path) -> None:
+    if reason := boot_sector.missing():
+        pytest.skip(reason)
+    image, raw = tmp_path / f"own.{suffix}", boot_sector.disk(boot_sector.boot_sector(timer_ticks=1), "raw")
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", *FORMATS[suffix], raw, image], check=True)
+    before = image.read_bytes(), image.stat().st_mtime_ns
+    hypervisor = QemuHypervisor()
+    await hypervisor.probe(RunningClock())
+    async with hypervisor.machine(spec_in(tmp_path / "machine", image), RunningClock()) as machine:
+        await machine.power_on()
+        async with asyncio.timeout(60):
+            while not re.search(r"^TICK 3\s+DISK 2\s", machine.console_tail, re.MULTILINE):
+                await asyncio.sleep(0.05)
+    assert (image.read_bytes(), image.stat().st_mtime_ns) == before

@@ -15,22 +15,11 @@ from .test_job import EXAMPLES, LIMIT_S, job, machine_of, read_until, start, tas
 
 pytestmark = pytest.mark.qemu
 
-FORMATS = {
-    "raw": ("raw",),
-    "vdi": ("vdi",),
-    "vmdk": ("vmdk",),
-    "stream.vmdk": ("vmdk", "-o", "subformat=streamOptimized"),
-    "vhdx": ("vhdx",),
-    "vhd": ("vpc", "-o", "force_size"),
-}
-"""How a file's name ends, and what `qemu-img convert -O` wants for it."""
-
 
 @pytest.fixture
-def converted(request: pytest.FixtureRequest, debian_disk: Path, tmp_path: Path) -> Iterator[Path]:
-    image = tmp_path / f"own.{request.param}"
-    argv = ["qemu-img", "convert", "-f", "qcow2", "-O", *FORMATS[request.param], debian_disk, image]
-    subprocess.run(argv, check=True)
+def converted(debian_disk: Path, tmp_path: Path) -> Iterator[Path]:
+    image = tmp_path / "own.vmdk"
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "vmdk", debian_disk, image], check=True)
     yield image
     image.unlink()  # pytest keeps folders for long
 
@@ -40,8 +29,7 @@ def state(file: Path) -> tuple[str, int]:
         return hashlib.file_digest(stream, "sha256").hexdigest(), file.stat().st_mtime_ns
 
 
-@pytest.mark.parametrize("converted", FORMATS, indirect=True)
-def test_image_of_each_format(converted: Path, tmp_path: Path) -> None:
+def test_image_of_another_format(converted: Path, tmp_path: Path) -> None:
     before = state(converted)
     text = job(task("say.sh", "<output>result</output>")).replace("default", converted.stem)
     script = "grep -o bookworm /etc/os-release > result; touch /mark; sync"

@@ -13,7 +13,7 @@ from tests.torture.recorded_job import empty, play_back, record
 
 pytestmark = [pytest.mark.qemu, pytest.mark.fuse, pytest.mark.usefixtures("default_image")]
 
-CUTS = 8
+CUTS = 4
 LEAST_RECORDS = 8
 
 
