@@ -46,13 +46,16 @@ class QemuHypervisor:
             return self._result(None, f"{'qemu-img' if system else 'QEMU'} is not installed; {_INSTALL}")
         try:
             version, sandbox = await _facts(Path(system), clock)
-            if tuple(map(int, version.split(".")[:2])) < _OLDEST_VERSION:
+            major, minor = map(int, version.split(".")[:2])
+            if (major, minor) < _OLDEST_VERSION:
                 return self._result(version, f"QEMU is too old: 7.0 or newer is needed; {_INSTALL}")
             host = Host(run=partial(complete, clock=clock))
             chosen, verdicts = await accelerator.best(Path(system), cache=cache_folder(), host=host)
         except TemporaryFailure as error:
             return self._result(None, f"QEMU can't be tried out: {error}")
-        self._qemu = Qemu(system=Path(system), version=version, img=Path(img), accelerator=chosen, sandbox=sandbox)
+        self._qemu = Qemu(
+            system=Path(system), version=(major, minor), img=Path(img), accelerator=chosen, sandbox=sandbox
+        )
         return self._result(version, *(verdict.reason for verdict in verdicts))
 
     def _result(self, version: str | None, *reasons: str) -> ProbeResult:
@@ -97,7 +100,7 @@ class QemuHypervisor:
 def _made_by(qemu: Qemu, spec: MachineSpec, disks: Disks) -> dict[str, str]:
     """What a machine must have in common with one whose memory it gets."""
     return {
-        "QEMU version": ".".join(qemu.version.split(".")[:2]),
+        "QEMU version": "{}.{}".format(*qemu.version),
         "processor": qemu.accelerator.cpu_model if qemu.accelerator is Accelerator.TCG else host_processor(),
         "virtual hardware": hardware_digest(qemu, spec, disks),
     }

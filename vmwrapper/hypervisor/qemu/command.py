@@ -31,12 +31,16 @@ _SERIALS = {ROOT: "vmwrapper-root", SCRATCH: SCRATCH_SERIAL}
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
+_WHOLE_CODE = (8, 1)
+"""The first version whose emulator never executes code that another processor has just replaced."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
     """The programs to run, and how."""
 
     system: Path
-    version: str
+    version: tuple[int, int]
     img: Path
     accelerator: Accelerator
     sandbox: bool
@@ -78,7 +82,7 @@ def command(  # noqa: PLR0913  (each of another kind)
 
 def _hardware(qemu: Qemu, spec: MachineSpec) -> list[str]:
     return [
-        *("-machine", f"q35,accel={qemu.accelerator}", "-cpu", qemu.accelerator.cpu_model),
+        *("-machine", "q35", "-accel", _accel(qemu, spec), "-cpu", qemu.accelerator.cpu_model),
         *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
         *("-device", "pvpanic-pci", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
         # Linux takes the new number of a machine that was reverted for a reason to seed its random numbers anew.
@@ -86,6 +90,13 @@ def _hardware(qemu: Qemu, spec: MachineSpec) -> list[str]:
         # The memory that the guest frees is given back, and so is not in its snapshots.
         *("-device", "virtio-balloon-pci,free-page-reporting=on"),
     ]
+
+
+def _accel(qemu: Qemu, spec: MachineSpec) -> str:
+    """Older emulators let a guest of several processors hang, once in some fifty boots, unless they take turns."""
+    if qemu.accelerator is Accelerator.TCG and spec.cpus > 1 and qemu.version < _WHOLE_CODE:
+        return f"{qemu.accelerator},thread=single"
+    return qemu.accelerator
 
 
 def hardware_digest(qemu: Qemu, spec: MachineSpec, disks: Disks) -> str:
