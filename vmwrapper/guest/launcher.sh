@@ -1,12 +1,12 @@
 # Runs one program in the guest, detached, and keeps what is known of it in files. Read by the guest's sh from its standard
-# input; every file is written beside and moved into place, so that a reader sees all of it or nothing.
+# input. What is read while the program runs is written beside and moved into place: all of it is there, or nothing.
 #   prepare DATADIR USER SCRATCH   make the scratch disk (a block device's serial number, or "none") and the user
 #   install KIND FILE…             packages in /run/vmwrapper/scratch/packages, of the kind tar, deb, rpm or apk
 #   uninstall KIND FILE…
 #   start DATADIR USER PROGRAM COMMAND   COMMAND is a shell script that becomes the PROGRAM
 #   alive                          succeeds while somebody waits for the program's end, or has written it down
-# In /run/vmwrapper: command, supervisor and pid (process numbers), exit (status, user and system CPU time in seconds),
-# stderr (its end, once the program has ended).
+# In /run/vmwrapper: command, supervisor (a process number), exit (status, user and system CPU time in seconds), stderr (its
+# end, once the program has ended).
 set -u
 umask 022
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -22,10 +22,10 @@ fail() {
 # The exit statuses of `prepare`: 67 no such user, 1 anything else. Without acceleration each process costs 5-10 ms.
 prepare() {
     datadir=$1 user=$2 scratch=$3
-    mkdir -p "$home/scratch" "$datadir" || exit 1
     if [ "$scratch" = none ]; then
-        mkdir "$home/scratch/packages" || exit 1
+        mkdir -p "$home/scratch/packages" "$datadir" || exit 1
     else
+        mkdir -p "$home/scratch" "$datadir" || exit 1
         mount_scratch
     fi
     [ "$user" = root ] || make_user
@@ -106,21 +106,17 @@ enter_packages() {
 
 start() {
     datadir=$1 user=$2
-    mkdir "$home/started" 2>/dev/null || fail 1 "the program was started before"
+    (set -C; : >"$home/started") 2>/dev/null || fail 1 "the program was started before"
     printf '%s' "$4" >"$home/command"
     chmod +x "$datadir/$3"
     [ "$user" = root ] || chown -R "$user" "$datadir"
     # By exec, since a shell that redirects a function keeps the descriptors from before, and our caller waits for those.
     (exec </dev/null >/dev/null 2>&1; supervise) &
-    keep supervisor $!
+    echo $! >"$home/supervisor" # nobody looks for it yet
 }
 
 alive() {
     read -r supervisor <"$home/supervisor" && kill -0 "$supervisor" 2>/dev/null || [ -e "$home/exit" ]
-}
-
-keep() {
-    echo "$2" >"$home/$1.new" && mv "$home/$1.new" "$home/$1"
 }
 
 # The program gets a session of its own, and where there are control groups, one of these: so all that it leaves running
@@ -136,19 +132,20 @@ supervise() {
     mkfifo -m 622 "$home/stderr.pipe" # the user may open it once more, as /dev/stderr
     (tail -c 65536 <"$home/stderr.pipe" >"$home/stderr.new"; mv "$home/stderr.new" "$home/stderr") &
     (echo 0 >"$group/cgroup.procs"; exec "$@" 2>"$home/stderr.pipe") &
-    keep pid $!
-    wait $!
+    pid=$!
+    wait $pid
     status=$?
     times >"$home/times"
     if [ -e "$group/cgroup.kill" ]; then
         echo 1 >"$group/cgroup.kill"
     else
-        read -r pid <"$home/pid" && kill -KILL "-$pid"
+        kill -KILL "-$pid"
     fi
     tries=20 # what got away may still hold the pipe
     until [ -e "$home/stderr" ] || [ $((tries -= 1)) -eq 0 ]; do sleep 0.1; done
     { read -r ours; read -r user_s system_s; } <"$home/times"
-    keep exit "status=$status user=$user_s system=$system_s"
+    echo "status=$status user=$user_s system=$system_s" >"$home/exit.new"
+    mv "$home/exit.new" "$home/exit"
 }
 
 "$verb" "$@"

@@ -1,8 +1,8 @@
 # Answers what the host asks, in a guest of VirtualBox's: started once, it goes on in each snapshot. The host's side is
 # requests.py. $in and $out are folders that both see; a request is a script of the host's in $in, that prints its answer;
-# what it prints is moved into place in $out once it is whole.
-short=0.2 shorts=5 long=1
-taken=' '
+# what it prints is moved into place in $out once it is whole. No signal may come to who looks there: it would end the look.
+short=0.3 shorts=5 long=1
+taken=' ' naps=0
 
 if ! mkdir "$home/agent" 2>/dev/null; then # there is one
     read -r other <"$home/agent/pid" && kill -0 "$other" 2>/dev/null && exit 0
@@ -10,14 +10,17 @@ fi
 echo $$ >"$home/agent/pid"
 
 answer() {
-    nonce=$1 body=$in/$1.body d=$home/$1
-    mkdir -m 700 "$d" || exit
-    (. "$in/$nonce.request") >"$out/$nonce.part" 2>/dev/null </dev/null
-    mv "$out/$nonce.part" "$out/$nonce.answer"
-    rm -rf "$d"
+    nonce=$1 body=$in/$1.body ours=$home/$1
+    exec >"$out/$nonce.part" 2>/dev/null </dev/null
+    trap answered EXIT
+    . "$in/$nonce.request"
 }
 
-naps=0
+answered() {
+    mv "$out/$nonce.part" "$out/$nonce.answer"
+    [ ! -e "$ours.err" ] || rm -f "$ours.out" "$ours.err"
+}
+
 while :; do
     if [ -e "$in/rest" ]; then # for a snapshot: who has a file there open may hang for ever after going back
         read -r rest <"$in/rest"

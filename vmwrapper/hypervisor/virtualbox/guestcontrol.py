@@ -3,13 +3,14 @@
 It is for nothing else: each call logs in anew, which takes seconds where the processor has no virtualization,
 VirtualBox changes exit statuses, and a guest that was reverted may never answer again.
 
-Source: VirtualBox's manual, "VBoxManage guestcontrol"; its src/VBox/Frontends/VBoxManage/VBoxManageGuestCtrl.cpp.
+Source: VirtualBox's manual, "VBoxManage guestcontrol"; its src/VBox/Frontends/VBoxManage/VBoxManageGuestCtrl.cpp;
+"AdditionsFacilityStatus" of its SDK reference.
 """
 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmwrapper.clock import RunningClock
@@ -18,11 +19,13 @@ from vmwrapper.hypervisor.interface import Login
 from vmwrapper.hypervisor.refusals import Refusals
 from vmwrapper.hypervisor.virtualbox.faults import Fault
 from vmwrapper.hypervisor.virtualbox.settings import ANSWERS, REQUESTS
-from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed
+from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed, facts
 
 _TRY_LIMIT_S = 60.0
 _GRACE_S = 15.0
 _PAUSE_S = 0.3
+_UNTOLD_S = 10.0
+_SERVICE, _ACTIVE = "GuestAdditionsFacility_VirtualBox System Service", "50"
 _MOST_BYTES = 64 * 1024
 # VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
 _PROGRAM = ("--exe", "/usr/bin/env", "--wait-stdout", "--wait-stderr")
@@ -62,6 +65,7 @@ class GuestControl:
         try:
             async with self._clock.timeout(limit_s):
                 while True:
+                    await self._told_of_service()
                     try:
                         return await self._start_agent()
                     except VirtualBoxFailed as failed:
@@ -72,6 +76,19 @@ class GuestControl:
                     await self._clock.sleep(_PAUSE_S)
         except TimeoutError as error:
             raise GuestSilent(f"the guest took no command within {limit_s:g} s; the last try: {complaint}") from error
+
+    async def _told_of_service(self) -> None:
+        """Wait until the guest's service says that it runs, but not for ever, since it may be one that does not.
+
+        A call that comes just before that, VirtualBox gives up after 30 s only.
+        """
+        until_s = self._clock.elapsed_s + _UNTOLD_S
+        while self._clock.elapsed_s < until_s:
+            with suppress(ProcessFailed):
+                said = facts(await self._manage("showvminfo", self._uuid, "--machinereadable"))
+                if said.get(_SERVICE, "").partition(",")[0] == _ACTIVE:
+                    return
+            await self._clock.sleep(_PAUSE_S)
 
     async def _start_agent(self) -> None:
         sudo = () if self._login.user == "root" else ("sudo", "-n", "--")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 0.02
 _LOOKS_GROW_BY = 1.3
-_LONGEST_LOOK_S = 0.5
+_LONGEST_LOOK_S = 0.1
 _MOST_FILES = 64
 _AGENT, _REST = "agent", "rest"
 _KEPT = {_AGENT, _REST}

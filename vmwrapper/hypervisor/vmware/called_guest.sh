@@ -49,6 +49,7 @@ run_() {
 
 check_() {
     checked "$@"
+    facts "$@"
     finish 0
 }
 
