@@ -1,6 +1,5 @@
 """Makes machines, finds them again and removes them."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.inventory import Target
 from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, Place, identity_of
 from vmwrapper.hypervisor.vmware.vsphere.vim_task import suppress_gone, vim_task
-
-log = logging.getLogger(__name__)
 
 CREATE_LIMIT_S = 300.0
 REMOVE_LIMIT_S = 120.0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vmwrapper.durable import sync
 from vmwrapper.errors import NoUsableHypervisor
 
 FILE_VARIABLE = "VMWRAPPER_VSPHERE"
@@ -148,6 +149,7 @@ def _owner(file: Path) -> str:
             new = file.with_name(f"{file.name}.{secrets.token_hex(8)}.new")
             try:
                 new.write_text(f"{secrets.token_hex(16)}\n")
+                sync(new)
                 with suppress(FileExistsError):  # another job was first
                     file.hardlink_to(new)
             finally:
