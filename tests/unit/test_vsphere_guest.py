@@ -74,6 +74,25 @@ def test_a_guest_that_stays_silent(error: Exception) -> None:
     assert after_s == LIMIT_S
 
 
+def test_a_guest_that_falls_silent_after_the_server_was_away() -> None:
+    async def ask() -> float:
+        clock, tries = RunningClock(), 0
+        operations = GuestOperations(NOWHERE, NOWHERE, NOWHERE, Login("ada", "secret"), clock)
+
+        async def once() -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise failed(Fault.UNREACHABLE)
+            await asyncio.get_running_loop().create_future()
+
+        with pytest.raises(GuestSilent, match="it still runs"):
+            await operations.repeated(once, "the guest did not answer", LIMIT_S)
+        return clock.elapsed_s
+
+    assert run(ask()) <= 3 * LIMIT_S
+
+
 def test_a_guest_whose_disk_is_full_is_not_asked_for_hours() -> None:
     tries = []
 

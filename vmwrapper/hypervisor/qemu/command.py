@@ -29,10 +29,8 @@ SCRATCH = "scratch"
 _SERIALS = {ROOT: "vmwrapper-root", SCRATCH: SCRATCH_SERIAL}
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-
-
-_WHOLE_CODE = (8, 1)
-"""The first version whose emulator never executes code that another processor has just replaced."""
+_WITHOUT_STALE_CODE = (8, 1)
+"""The first version whose emulator never executes code that another processor has replaced: see docs/adr/011."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +39,7 @@ class Qemu:
 
     system: Path
     version: tuple[int, int]
+    """Major and minor."""
     img: Path
     accelerator: Accelerator
     sandbox: bool
@@ -94,7 +93,7 @@ def _hardware(qemu: Qemu, spec: MachineSpec) -> list[str]:
 
 def _accel(qemu: Qemu, spec: MachineSpec) -> str:
     """Older emulators let a guest of several processors hang, once in some fifty boots, unless they take turns."""
-    if qemu.accelerator is Accelerator.TCG and spec.cpus > 1 and qemu.version < _WHOLE_CODE:
+    if qemu.accelerator is Accelerator.TCG and spec.cpus > 1 and qemu.version < _WITHOUT_STALE_CODE:
         return f"{qemu.accelerator},thread=single"
     return qemu.accelerator
 

@@ -4,6 +4,7 @@
 #   receive NAME…          files in a tar, which is $body
 #   run COMMAND…           with $body as input
 # It prints what it found; a line with the nonce and a status; and what went wrong. $ours.out and $ours.err are its own.
+# Without hardware virtualization each process takes 0.1 to 0.3 s.
 nonce=$1 directory=$2 verb=$3
 shift 3
 

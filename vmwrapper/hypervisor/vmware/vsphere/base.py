@@ -50,7 +50,7 @@ async def base_of(connection: Connection, transfers: Transfers, image: BaseImage
         yield await _base(connection, image, machine)
     finally:
         if is_ours:
-            with suppress(VsphereFailed):  # another job of ours may need it, or may have done the same
+            with suppress(VsphereFailed):  # it stays where another job's machine has it in use
                 await to_its_end(connection.call(machine, "Unregister"))
 
 

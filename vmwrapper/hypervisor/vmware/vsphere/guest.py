@@ -26,7 +26,7 @@ from vmwrapper.hypervisor.outputs import Output, Sink
 from vmwrapper.hypervisor.refusals import Refusals
 from vmwrapper.hypervisor.vmware.called_guest import MOST_BYTES, CalledGuest, CutOff, answer
 from vmwrapper.hypervisor.vmware.script_calls import THERE, ScriptCalls
-from vmwrapper.hypervisor.vmware.vsphere.connection import PATIENCE_S, Connection
+from vmwrapper.hypervisor.vmware.vsphere.connection import CALL_LIMIT_S, PATIENCE_S, Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.transfer import Transfers
 
@@ -42,6 +42,8 @@ _PAUSE_S = 0.3
 _OVERWRITES = True
 _WATCH_S = 4.0
 """So long who watches the machine has to tell why it does not run."""
+_LONGEST_UNTOLD_S = 2 * CALL_LIMIT_S
+"""So long at most a server is away before a call fails."""
 _MOST_REFUSED_FILES = 3
 _GUEST_IS_SILENT = (Fault.NOT_READY, Fault.GUEST_FAILED, Fault.GUEST_REFUSED, Fault.REFUSED_FILE)
 _NO_FILE = (Fault.UNUSABLE_FILE, Fault.GONE)
@@ -201,6 +203,7 @@ class _Tries:
         self._last: CutOff | VsphereFailed | None = None
         self._refusals = Refusals(user, clock)
         self._refused_files = 0
+        self._failed_at_s = 0.0
         self._away_since_s: float | None = None
 
     def cut_off(self, error: CutOff) -> None:
@@ -209,6 +212,8 @@ class _Tries:
 
     def end(self, what: str, error: TimeoutError) -> None:
         """Raise what it was that did not come about, unless the server is away, and that not for long."""
+        if self._clock.elapsed_s - self._failed_at_s > _LONGEST_UNTOLD_S:
+            self._last = None  # the server is there, and the last try still runs
         if not isinstance(self._last, VsphereFailed) or self._last.fault in _GUEST_IS_SILENT:
             raise GuestSilent(f"{what}; the last try: {self._last or 'it still runs'}") from error
         if self._away_since_s is None or self._clock.elapsed_s - self._away_since_s > PATIENCE_S:
@@ -216,7 +221,7 @@ class _Tries:
 
     async def failed(self, failed: VsphereFailed) -> None:
         """Raise where there is no use in trying again."""
-        self._last = failed
+        self._last, self._failed_at_s = failed, self._clock.elapsed_s
         if failed.fault is not Fault.UNREACHABLE:
             self._away_since_s = None
         elif self._away_since_s is None:
