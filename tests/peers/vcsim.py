@@ -112,9 +112,12 @@ class Simulator:
         ca_file: Path,
         answer: dict[str, Any],
         containers: podman.Podman | None,
+        *,
+        files: Path,
     ) -> None:
         self._process = process
         self.process = psutil.Process(process.pid)
+        self._files = files
         self.podman = containers
         self.kind = kind
         self.ca_file = ca_file
@@ -126,6 +129,10 @@ class Simulator:
     def base_machine(self) -> str:
         """Inventory path of a machine with a guest, which is off and has `base_snapshot`."""
         return f"{self.datacenter}/vm/linux"
+
+    def files(self) -> set[Path]:
+        """All that are in its datastores."""
+        return {path for path in self._files.rglob("*") if path.is_file()}
 
     @property
     def machines(self) -> list[str]:
@@ -175,7 +182,7 @@ def simulator(folder: Path, *, kind: Kind = "vpx", guests: bool = True) -> Itera
         assert process.stdin is not None
         process.stdin.write(json.dumps(settings) + "\n")  # not in its arguments, which everybody can read
         process.stdin.flush()
-        yield Simulator(process, kind, cert, json.loads(_line(process)), containers)
+        yield Simulator(process, kind, cert, json.loads(_line(process)), containers, files=Path(scratch))
 
 
 def _line(process: subprocess.Popen[str]) -> str:

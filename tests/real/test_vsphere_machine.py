@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -19,17 +20,18 @@ from vmwrapper.concurrency import beside
 from vmwrapper.errors import GuestError, GuestPoweredOff, JobError, MachineExited, SnapshotFailed, SnapshotUnusable
 from vmwrapper.hypervisor import refusals
 from vmwrapper.hypervisor.interface import Login, Machine, MachineIdentity, MachineSpec, Snapshot
-from vmwrapper.hypervisor.vmware.vsphere import connection, snapshots
+from vmwrapper.hypervisor.vmware.vsphere import child, connection, datastore_file, made, snapshots
 from vmwrapper.hypervisor.vmware.vsphere.backend import VsphereHypervisor
 from vmwrapper.hypervisor.vmware.vsphere.base import base_of
 from vmwrapper.hypervisor.vmware.vsphere.connection import connected
-from vmwrapper.hypervisor.vmware.vsphere.faults import VsphereFailed
+from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.image import SNAPSHOT, base_image
 from vmwrapper.hypervisor.vmware.vsphere.inventory import target_of, walk
 from vmwrapper.hypervisor.vmware.vsphere.machine import VsphereMachine
 from vmwrapper.hypervisor.vmware.vsphere.made import SCRATCH_UUID, create
-from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, mark_of, place_of
+from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, PREFIX, mark_of, place_of
 from vmwrapper.hypervisor.vmware.vsphere.transfer import transfers
+from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
 
 pytestmark = pytest.mark.vcsim
 
@@ -67,7 +69,7 @@ def spec(server: vsphere.Server, tmp_path: Path) -> MachineSpec:
 
 async def probed(server: vsphere.Server, **settings: object) -> VsphereHypervisor:
     told = lambda: replace(server.settings, **settings)  # type: ignore[arg-type]  # noqa: E731
-    hypervisor = VsphereHypervisor(told, takes_hosts=True)
+    hypervisor = VsphereHypervisor(told)
     assert (await hypervisor.probe(RunningClock())).usable
     return hypervisor
 
@@ -189,13 +191,6 @@ async def test_a_picture_of_the_screen(server: vsphere.Server, spec: MachineSpec
 
 
 @pytest.mark.parametrize("server", ["esx"], indirect=True)
-async def test_a_host_without_vcenter_is_refused(server: vsphere.Server) -> None:
-    result = await VsphereHypervisor(lambda: server.settings).probe(RunningClock())
-    assert not result.usable
-    assert "without vCenter" in result.reasons[0]
-
-
-@pytest.mark.parametrize("server", ["esx"], indirect=True)
 async def test_a_host_without_vcenter(server: vsphere.Server, spec: MachineSpec) -> None:
     hypervisor = await probed(server)
     before = server.machines()
@@ -213,6 +208,57 @@ async def test_a_host_without_vcenter(server: vsphere.Server, spec: MachineSpec)
             assert not [one for one in devices if isinstance(one, vim.vm.device.VirtualEthernetCard)]
             assert ours.config.hardware.memoryMB == 96
     assert server.machines() == before
+
+
+@pytest.mark.parametrize("server", ["esx"], indirect=True)
+async def test_a_host_without_vcenter_is_never_told_to_destroy(
+    server: vsphere.Server, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor = await probed(server)
+    before, files = server.machines(), server.simulator.files()
+    tasks = []
+
+    async def noted(*words: Any, **limits: Any) -> Any:
+        tasks.append(words[2])
+        return await vim_task(*words, **limits)
+
+    async def cut_off(*_: object) -> None:
+        raise VsphereFailed("the wrapper was killed here", Fault.UNREACHABLE)
+
+    for module in (made, child, datastore_file):
+        monkeypatch.setattr(module, "vim_task", noted)
+    async with up(hypervisor, spec):
+        made_files = server.simulator.files() - files
+        assert {path.parent.name[: len(PREFIX)] for path in made_files} == {PREFIX}
+    assert (server.machines(), server.simulator.files()) == (before, files)
+    with monkeypatch.context() as killed:
+        async with up(hypervisor, spec):
+            killed.setattr(child, "delete", cut_off)
+            assert server.simulator.files() - files == made_files
+    assert server.machines() == before
+    assert server.simulator.files() == files | made_files
+    async with up(hypervisor, spec):  # the next job of the slot
+        assert server.simulator.files() - files == made_files
+    assert (server.machines(), server.simulator.files()) == (before, files)
+    assert {"CreateVm", "DeleteFile"} < set(tasks)
+    assert "Destroy" not in tasks
+
+
+@pytest.mark.parametrize("server", ["esx"], indirect=True)
+async def test_a_machine_without_a_folder_of_its_own_stays_with_all_its_files(
+    server: vsphere.Server, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor = await probed(server)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(child, "_FOLDER", re.compile("another's"))
+        async with up(hypervisor, spec):
+            files = server.simulator.files()
+        [left] = await hypervisor.leftovers()
+        with pytest.raises(VsphereFailed, match=r"of \[.*\.vmx has no folder of its own: remove it by hand"):
+            await left.remove()
+        assert server.simulator.files() == files
+    await left.remove()
+    assert not await hypervisor.leftovers()
 
 
 async def test_who_may_not_log_in(server: vsphere.Server, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +279,7 @@ async def test_who_may_not_log_in(server: vsphere.Server, spec: MachineSpec, mon
             machine.guest.look_s  # noqa: B018
 
 
+@pytest.mark.parametrize("server", ["vpx", "esx"], indirect=True)
 async def test_what_a_dead_wrapper_left(server: vsphere.Server, spec: MachineSpec) -> None:
     hypervisor = await probed(server)
     before = server.machines()
@@ -267,11 +314,14 @@ async def test_what_a_dead_wrapper_left(server: vsphere.Server, spec: MachineSpe
     assert len(server.machines()) == len(before) + 1
 
 
+@pytest.mark.parametrize("server", ["vpx", "esx"], indirect=True)
 async def test_two_generations_of_snapshots(
     server: vsphere.Server, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hypervisor = await probed(server)
-    assert not hypervisor.abilities.memory_snapshots
+    assert hypervisor.abilities.memory_snapshots is (
+        server.simulator.kind == "esx"
+    )  # which can't be told from a real one
     hypervisor._keeps_memory = True  # it keeps /run and /tmp, and the power
     async with up(hypervisor, spec) as machine:
         assert isinstance(machine, VsphereMachine)

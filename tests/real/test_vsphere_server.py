@@ -63,7 +63,7 @@ async def reasons(settings: Settings) -> str:
 
 @pytest.mark.parametrize("server", ["vpx", "esx"], indirect=True)
 async def test_a_probe_and_the_inventory(server: vsphere.Server) -> None:
-    hypervisor = VsphereHypervisor(lambda: server.settings, takes_hosts=True)
+    hypervisor = VsphereHypervisor(lambda: server.settings)
     result = await hypervisor.probe(RunningClock())
     assert result.usable
     assert "6.5" in str(result.version)

@@ -16,7 +16,6 @@ from vmwrapper.hypervisor.vmware.vsphere.connection import connected
 from vmwrapper.hypervisor.vmware.vsphere.guest import GuestOperations, VsphereGuest
 from vmwrapper.hypervisor.vmware.vsphere.image import IMAGE_SUFFIXES, base_image
 from vmwrapper.hypervisor.vmware.vsphere.machine import VsphereMachine
-from vmwrapper.hypervisor.vmware.vsphere.made import HOST
 from vmwrapper.hypervisor.vmware.vsphere.own import Own
 from vmwrapper.hypervisor.vmware.vsphere.settings import Settings
 from vmwrapper.hypervisor.vmware.vsphere.transfer import transfers
@@ -24,9 +23,6 @@ from vmwrapper.hypervisor.vmware.vsphere.transfer import transfers
 log = logging.getLogger(__name__)
 
 _PROBE_LIMIT_S = 8.0
-_NO_VCENTER = (
-    "it is a host without vCenter: such may delete the base machine's disks with a machine that was made on them"
-)
 _END_LIMIT_S = 180.0
 _SIMULATORS = frozenset({"dbed6e0c-bd88-4ef6-b594-21283e1c677f"})
 """Servers' instance UUIDs: govmomi's vcsim, whose snapshots have no memory."""
@@ -38,10 +34,8 @@ class VsphereHypervisor:
     name = "vmware"
     image_suffixes = IMAGE_SUFFIXES
 
-    def __init__(self, read_settings: Callable[[], Settings], *, takes_hosts: bool = False) -> None:
-        """`takes_hosts` without vCenter, too, which is for tests only until a real one has been tried."""
+    def __init__(self, read_settings: Callable[[], Settings]) -> None:
         self._read_settings = read_settings
-        self._takes_hosts = takes_hosts
         self._settings: Settings | None = None
         self._keeps_memory = True
 
@@ -67,8 +61,6 @@ class VsphereHypervisor:
             return self._result(None, str(error))
 
     def _known(self, settings: Settings, about: Any) -> ProbeResult:
-        if about.apiType == HOST and not self._takes_hosts:
-            return self._result(f"{about.name} {about.version}", _NO_VCENTER)
         self._settings = settings
         self._keeps_memory = about.instanceUuid not in _SIMULATORS
         reasons = () if self._keeps_memory else ("it is a simulator, whose snapshots have no memory: no checkpoints",)

@@ -78,7 +78,7 @@ async def _registered(connection: Connection, transfers: Transfers, image: BaseI
     except VsphereFailed as failed:
         if failed.fault is Fault.EXISTS and (machine := await _found(connection, image)):  # somebody has, just now
             return machine, False
-        if failed.fault in (Fault.UNUSABLE_FILE, Fault.GONE, Fault.WRONG_REQUEST, Fault.EXISTS):
+        if failed.fault in (Fault.NO_FILE, Fault.UNUSABLE_FILE, Fault.GONE, Fault.WRONG_REQUEST, Fault.EXISTS):
             raise JobError(f"the vSphere server can't register {image}: {failed}") from failed
         raise
 

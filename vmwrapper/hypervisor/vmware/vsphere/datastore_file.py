@@ -23,8 +23,17 @@ async def taken(connection: Connection, transfers: Transfers, machine: Any, name
     try:
         return await content(connection, transfers, name, centre, limit_bytes=limit_bytes)
     finally:
-        files = connection.content.fileManager
-        await vim_task(connection, files, "DeleteFile", name, centre, limit_s=_DELETE_LIMIT_S)
+        await delete(connection, name, centre)
+
+
+async def delete(connection: Connection, name: str, datacenter: Any) -> None:
+    """Have `[datastore] path` no more, and if it is a folder, all that is in it. Raises VsphereFailed."""
+    files = connection.content.fileManager
+    try:
+        await vim_task(connection, files, "DeleteFile", name, datacenter, limit_s=_DELETE_LIMIT_S)
+    except VsphereFailed as failed:
+        if failed.fault is not Fault.NO_FILE:
+            raise
 
 
 async def content(

@@ -33,7 +33,8 @@ class Fault(Enum):
     WRONG_STATE = "the machine is not in a state for that"
     NO_SPACE = "a datastore is full"
     NO_RESOURCES = "the hosts have no processor or memory left for it"
-    UNUSABLE_FILE = "a file of the machine's is not there or can't be used"
+    NO_FILE = "there is no such file"
+    UNUSABLE_FILE = "a file of the machine's can't be used"
     UNSUPPORTED = "it can't do that at all"
     WRONG_REQUEST = "it does not understand what it was asked for"
     REFUSED_FILE = "it does not take or give the file"
@@ -104,7 +105,7 @@ TABLE = {
     "vim.fault.VAppConfigFault": Fault.WRONG_STATE,
     "vim.fault.SnapshotFault": Fault.OTHER,
     "vim.fault.FileFault": Fault.UNUSABLE_FILE,
-    "vim.fault.FileNotFound": Fault.UNUSABLE_FILE,
+    "vim.fault.FileNotFound": Fault.NO_FILE,
     "vim.fault.FileAlreadyExists": Fault.EXISTS,
     "vim.fault.FileLocked": Fault.BUSY,
     "vim.fault.NoDiskSpace": Fault.NO_SPACE,

@@ -46,7 +46,7 @@ _LONGEST_UNTOLD_S = 2 * CALL_LIMIT_S
 """So long at most a server is away before a call fails."""
 _MOST_REFUSED_FILES = 3
 _GUEST_IS_SILENT = (Fault.NOT_READY, Fault.GUEST_FAILED, Fault.GUEST_REFUSED, Fault.REFUSED_FILE)
-_NO_FILE = (Fault.UNUSABLE_FILE, Fault.GONE)
+_NO_FILE = (Fault.NO_FILE, Fault.UNUSABLE_FILE, Fault.GONE)
 _CANT_READ = (*_NO_FILE, Fault.GUEST_FORBIDS)
 _WONT_TAKE = (*_NO_FILE, Fault.GUEST_FORBIDS, Fault.GUEST_FAILED, Fault.NO_SPACE, Fault.EXISTS, Fault.OTHER)
 T = TypeVar("T")
@@ -229,7 +229,7 @@ class _Tries:
         if failed.fault is Fault.GONE:
             await asyncio.sleep(_WATCH_S)
             raise MachineExited(f"the machine is not there any more: {failed}") from failed
-        if failed.fault in (Fault.GUEST_FORBIDS, Fault.UNUSABLE_FILE):
+        if failed.fault in (Fault.GUEST_FORBIDS, Fault.NO_FILE, Fault.UNUSABLE_FILE):
             raise GuestError(f"the guest can't run our script: {failed}") from failed
         if failed.fault in (Fault.NOT_TRUSTED, Fault.FORBIDDEN, Fault.UNSUPPORTED):
             raise failed

@@ -8,18 +8,16 @@ from pyVmomi import vim
 from vmwrapper.errors import HostDiskFailed, JobError
 from vmwrapper.hypervisor.interface import MachineSpec
 from vmwrapper.hypervisor.vmware.vsphere.base import Base
-from vmwrapper.hypervisor.vmware.vsphere.child import as_child
+from vmwrapper.hypervisor.vmware.vsphere.child import CREATE_LIMIT_S, HOST, create_child, remove_child
 from vmwrapper.hypervisor.vmware.vsphere.connection import Connection
 from vmwrapper.hypervisor.vmware.vsphere.faults import Fault, VsphereFailed
 from vmwrapper.hypervisor.vmware.vsphere.inventory import Target
 from vmwrapper.hypervisor.vmware.vsphere.place import IDENTITY_KEY, Place, identity_of
 from vmwrapper.hypervisor.vmware.vsphere.vim_task import suppress_gone, vim_task
 
-CREATE_LIMIT_S = 300.0
 REMOVE_LIMIT_S = 120.0
 SCRATCH_UUID = "6000C295-766d-7772-6170-7065722d7363"
 """Of the scratch disk, by which the launcher finds it: VMware's disks have no serial numbers of other kinds."""
-HOST = "HostAgent"  # the API of an ESX host by itself
 _KIB_PER_MIB = 1024
 ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 _UNITS = tuple(unit for unit in range(16) if unit != 7)  # which is the controller's own
@@ -40,6 +38,9 @@ async def existing(connection: Connection, place: Place) -> Any:
 async def remove(connection: Connection, machine: Any) -> None:
     """On return it is gone, with all of its files. Raises VsphereFailed."""
     await power_off(connection, machine, limit_s=REMOVE_LIMIT_S)
+    if connection.about.apiType == HOST:
+        await remove_child(connection, machine)
+        return
     with suppress_gone():
         await vim_task(connection, machine, "Destroy", machine=machine, limit_s=REMOVE_LIMIT_S)
 
@@ -65,9 +66,7 @@ async def create(connection: Connection, base: Base, target: Target, spec: Machi
     config = _config(base, spec, place)
     try:
         if connection.about.apiType == HOST:
-            as_child(config, base, target, place.name)
-            words = (config, target.pool, None)
-            return await vim_task(connection, target.folder, "CreateVm", *words, limit_s=CREATE_LIMIT_S)
+            return await create_child(connection, config, base, target, place.name)
         clone = vim.vm.CloneSpec(
             location=vim.vm.RelocateSpec(
                 pool=target.pool, datastore=target.datastore, diskMoveType="createNewChildDiskBacking"
