@@ -1,6 +1,6 @@
 # Everything a newcomer or CI needs; `make help` says what.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test torture fuzz check kernel bench clean qemu image test-tools test-peers
+.PHONY: help setup run test torture fuzz check bench clean qemu image test-tools test-peers
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,8 @@ BIN := .venv/bin
 TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
 INSTALL_QEMU := apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils
 INSTALL_TEST_TOOLS := apt-get install -y --no-install-recommends mmdebstrap grub-common grub-pc-bin e2fsprogs \
-	boinc-client fuse3 binutils genisoimage openssl podman runc busybox-static golang-go golang-github-vmware-govmomi-dev
+	boinc-client fuse3 binutils genisoimage openssl podman runc busybox-static golang-go golang-github-vmware-govmomi-dev \
+	gcc flex bison bc xz-utils lz4 libelf-dev
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,9 +38,6 @@ check: $(BIN)/.ready-test  ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-kernel: $(BIN)/.ready-test  ## for tests with VirtualBox, the kernel of their guest: once, in 10 minutes
-	$(BIN)/python -m tests.peers.virtualbox_kernel
 
 bench: setup $(BIN)/.ready-test  ## measure against bare QEMU: a table, and build/bench.json; ONLY=virtualbox
 	@mkdir -p build
@@ -71,13 +69,16 @@ test-tools:
 	command -v boinc >/dev/null && command -v fusermount3 >/dev/null && \
 	command -v ld >/dev/null && command -v genisoimage >/dev/null && command -v openssl >/dev/null && \
 	command -v go >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && \
-	command -v busybox >/dev/null && test -d /usr/share/gocode/src/github.com/vmware/govmomi || \
+	command -v busybox >/dev/null && test -d /usr/share/gocode/src/github.com/vmware/govmomi && \
+	command -v gcc >/dev/null && command -v flex >/dev/null && command -v bison >/dev/null && command -v bc >/dev/null && \
+	command -v lz4 >/dev/null && test -e /usr/include/libelf.h || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
 	else echo "Tests with a Debian disk, the BOINC client, power cuts, VirtualBox or vSphere will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
 
 test-peers: test-tools $(BIN)/.ready-test
 	@$(BIN)/python -m tests.peers.virtualbox_chroot >/dev/null
 	@$(BIN)/python -m tests.peers.vcsim >/dev/null
+	@$(BIN)/python -m tests.peers.virtualbox_linux >/dev/null
 
 image: $(BIN)/.ready
 	@$(BIN)/vmwrapper image build

@@ -16,8 +16,8 @@ from .virtualbox import Profile
 pytestmark = pytest.mark.virtualbox_linux
 
 WISHES = f"<backend>virtualbox</backend> <user>root</user> <password>{escape(virtualbox_linux.PASSWORD)}</password>"
-SECONDS = 60
-COUNTS = 100
+SECONDS = 40
+COUNTS = 60
 BY_ITSELF = """\
 <job_desc>
    <task>

@@ -10,6 +10,7 @@ import hashlib
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,9 +76,13 @@ LABEL linux
 
 def missing() -> str | None:
     """What keeps this machine from having the guest, or None."""
+    return _cant_be_made() or virtualbox_kernel.missing()
+
+
+def _cant_be_made() -> str | None:
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"making a Linux guest needs {', '.join(absent)}: make test installs that for root"
-    return virtualbox_chroot.missing() or virtualbox_kernel.missing()
+    return virtualbox_chroot.missing()
 
 
 def its_agent() -> str:
@@ -163,3 +168,22 @@ def _with_libraries(root: Path, names: tuple[str, ...]) -> list[str]:
             places = (f"{folder}/{library}" for folder in (_LIBRARIES, "usr/libexec/sudo"))
             found += [place for place in places if (root / place).exists() and place not in found]
     return found
+
+
+def main() -> None:
+    if reason := _cant_be_made() or virtualbox_kernel.cant_be_built():
+        print(reason, file=sys.stderr)
+        return
+    try:
+        if virtualbox_kernel.missing():
+            print("Building a Linux for VirtualBox's tests, once: about 4 minutes", file=sys.stderr)
+            virtualbox_kernel.build()
+        cd()
+    except AssertionError as failed:
+        print(failed, file=sys.stderr)
+        return
+    print("virtualbox_linux")
+
+
+if __name__ == "__main__":
+    main()

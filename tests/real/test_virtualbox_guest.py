@@ -15,6 +15,7 @@ from tests.peers import virtualbox_linux
 from tests.peers.virtualbox import Profile, clean_profile
 from vmwrapper.clock import RunningClock
 from vmwrapper.errors import GuestError, JobError, MachineExited, OutputChanged, OutputTooLarge, VmwrapperError
+from vmwrapper.hypervisor import refusals
 from vmwrapper.hypervisor.interface import FileKind, Guest, Login, Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
@@ -215,7 +216,8 @@ async def test_a_machine_that_does_not_run(virtualbox: Profile, machine: Machine
         await machine.guest.run(["true"], limit_s=LIMIT_S)
 
 
-async def test_who_may_not_log_in(virtualbox: Profile, tmp_path: Path) -> None:
+async def test_who_may_not_log_in(virtualbox: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "_LIMIT_S", 0.5)
     hypervisor = VirtualBoxHypervisor()
     assert (await hypervisor.probe(RunningClock())).usable
     async with hypervisor.machine(spec_in(tmp_path, Login("root", "wrong")), RunningClock()) as machine:

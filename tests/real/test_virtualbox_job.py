@@ -19,7 +19,7 @@ from .test_job import VMWRAPPER
 pytestmark = pytest.mark.virtualbox_linux
 
 LIMIT_S = 400
-COUNTS = 40
+COUNTS = 25
 PROGRAM = f"""\
 #!/bin/sh
 id -un >who

@@ -1,13 +1,20 @@
 """Jobs whose guest works by itself, run by the program `vmwrapper` in real guests of VirtualBox's."""
 
+import asyncio
 import subprocess
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.peers import virtualbox_linux
 from tests.peers.virtualbox import Profile
+from vmwrapper.clock import RunningClock
+from vmwrapper.errors import SnapshotFailed
+from vmwrapper.hypervisor.interface import Machine, MachineIdentity, MachineSpec
+from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
 
 from .test_virtualbox_job import LIMIT_S, start, until_said, virtualbox
 
@@ -34,7 +41,7 @@ poweroff -f
 TASK = """\
 <vm>{image}</vm> <memory_mb>128</memory_mb> <data>start.sh</data>
 <completion_trigger_file>done</completion_trigger_file> <checkpoint_interval>4</checkpoint_interval>
-<heartbeat_filename>beat</heartbeat_filename> <minimum_heartbeat_interval>240</minimum_heartbeat_interval>
+<heartbeat_filename>beat</heartbeat_filename> <minimum_heartbeat_interval>120</minimum_heartbeat_interval>
 """
 REST = """\
 <temporary_exit_trigger_file>later</temporary_exit_trigger_file>
@@ -93,3 +100,80 @@ def test_a_guest_that_just_powers_off_has_failed(virtualbox: Profile, tmp_path: 
     assert ended(wrapper, log) == 194, log.read_text()
     assert "the guest powered off before the task was done" in log.read_text()
     assert "sorry" in log.read_text()
+
+
+WRITING = """\
+n=0
+while :; do
+    exec 3>/shared/beat
+    for second in 1 2 3 4 5 6 7 8; do
+        n=$((n + 1))
+        echo $n >&3
+        sleep 0.1
+    done
+    exec 3>&-
+    sleep 0.4
+done
+"""
+
+
+@pytest.mark.asyncio
+async def test_a_snapshot_has_no_file_open_that_the_guest_writes(
+    virtualbox: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Going back to one that has, Linux would try the next write to that file for ever."""
+    for name in ("PATH", "VBOX_USER_HOME", "VBOX_IPC_SOCKETID"):
+        monkeypatch.setenv(name, virtualbox.environment[name])
+    hypervisor = VirtualBoxHypervisor()
+    assert (await hypervisor.probe(RunningClock())).usable
+    async with counting(hypervisor, tmp_path, WRITING) as (machine, beat):
+        for _ in range(4):
+            await machine.take_snapshot(nullcontext, most_bytes=1 << 40)
+            newest = machine.snapshots[0]
+            await machine.revert(newest)
+            await machine.resume()
+            await changes(beat)
+            await machine.keep_snapshots([newest.number])
+        await machine.pause()
+        await machine.keep_snapshots([])
+    async with counting(hypervisor, tmp_path, f"exec 4>/shared/open\n{WRITING}") as (machine, beat):
+        with pytest.raises(SnapshotFailed, match=r"keeps (open|beat) open for writing"):
+            await machine.take_snapshot(nullcontext, most_bytes=1 << 40)
+        await machine.resume()
+        await changes(beat)
+        await machine.pause()
+        with pytest.raises(SnapshotFailed, match="keeps"):
+            await machine.take_snapshot(nullcontext, most_bytes=1 << 40)
+        assert machine.snapshots == []
+
+
+@asynccontextmanager
+async def counting(hypervisor: VirtualBoxHypervisor, folder: Path, script: str) -> AsyncIterator[tuple[Machine, Path]]:
+    """A machine that runs the script, and the file in which it counts."""
+    directory, shared = folder / "machine", folder / "shared"
+    for each in (directory, shared):
+        each.mkdir(exist_ok=True)
+    beat = shared / "beat"
+    beat.unlink(missing_ok=True)
+    (shared / "start.sh").write_text(script)
+    spec = MachineSpec(
+        identity=MachineIdentity("test", "guest", str(directory)),
+        image=virtualbox_linux.cd(),
+        directory=directory,
+        memory_mib=128,
+        cpus=1,
+        scratch_mib=0,
+        shared=shared,
+    )
+    async with hypervisor.machine(spec, RunningClock()) as machine:
+        await machine.power_on()
+        while not beat.exists():
+            await asyncio.sleep(0.1)
+        yield machine, beat
+
+
+async def changes(beat: Path) -> None:
+    was = beat.read_text()
+    async with asyncio.timeout(60):
+        while beat.read_text() == was:
+            await asyncio.sleep(0.1)

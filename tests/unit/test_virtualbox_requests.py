@@ -18,6 +18,7 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.errors import (
     GuestError,
     GuestSilent,
+    JobError,
     MachineExited,
     OutputTooLarge,
     SnapshotFailed,
@@ -25,6 +26,7 @@ from vmwrapper.errors import (
 )
 from vmwrapper.hypervisor.interface import FileKind
 from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
+from vmwrapper.hypervisor.virtualbox.guestcontrol import GuestControl
 from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.requests import Requests
 
@@ -32,6 +34,7 @@ LIMIT_S = 20.0
 PLENTY = 1 << 30
 MOST_BYTES = 1 << 20
 SHELLS = [shell for shell in ("dash", "busybox", "bash") if shutil.which(shell)]
+END = 'if [ -f "$1" ]; then printf %s "$2" >>"$1"; fi'
 NAMES = ["plain", "-rf", "two\nlines\n", "ünïcödé ☃", "'quoted' \\ $HOME `x` *", "in/a/folder", " "]
 
 
@@ -47,7 +50,7 @@ async def clock() -> RunningClock:
 
 @pytest_asyncio.fixture
 async def requests(place: Place, clock: RunningClock) -> Requests:
-    requests = Requests(place, clock, most_bytes=MOST_BYTES, rest_s=2)
+    requests = Requests(place, clock, most_bytes=MOST_BYTES)
     requests.begin()
     return requests
 
@@ -163,7 +166,7 @@ async def test_files_in_and_out(running: VirtualBoxGuest, tmp_path: Path) -> Non
     assert [os.access(places[name], os.X_OK) for name in NAMES] == [name == "plain" for name in NAMES]
 
 
-async def test_it_rests_for_a_snapshot(running: VirtualBoxGuest, place: Place) -> None:
+async def test_nothing_is_asked_during_a_snapshot(running: VirtualBoxGuest, place: Place) -> None:
     await running.ready(limit_s=LIMIT_S)
     asked = asyncio.create_task(running.run(["sleep", "1"], limit_s=LIMIT_S))
     await asyncio.sleep(0.1)
@@ -212,13 +215,6 @@ def test_what_a_guest_has_made_unwritable_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
-async def test_a_guest_that_does_not_come_to_rest(guest: VirtualBoxGuest, requests: Requests, place: Place) -> None:
-    async with requests.at_rest(limit_s=LIMIT_S):
-        assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
-    async with guest.at_rest(limit_s=LIMIT_S):
-        pass
-
-
 async def test_no_files_and_no_folder(running: VirtualBoxGuest, tmp_path: Path) -> None:
     await running.put({}, "/no/such")
     assert await running.get("/no/such", {}, limit_bytes=0) == {}
@@ -235,6 +231,28 @@ async def test_a_guest_that_does_not_answer(guest: VirtualBoxGuest, place: Place
     assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
 
 
+async def test_an_agent_that_the_image_has_started_needs_no_other(requests: Requests, place: Place) -> None:
+    class Waiting(GuestControl):
+        async def start_agent(self, *, limit_s: float) -> None:
+            await asyncio.Event().wait()
+
+    guest = VirtualBoxGuest(Waiting.__new__(Waiting), requests)
+    guest.booted()
+    with agent(place):
+        await asyncio.wait_for(guest.ready(limit_s=LIMIT_S), LIMIT_S)
+
+
+async def test_an_agent_that_can_t_be_started(requests: Requests) -> None:
+    class Failing(GuestControl):
+        async def start_agent(self, *, limit_s: float) -> None:
+            raise JobError("no such user")
+
+    guest = VirtualBoxGuest(Failing.__new__(Failing), requests)
+    guest.booted()
+    with pytest.raises(JobError, match="no such user"):
+        await asyncio.wait_for(guest.ready(limit_s=LIMIT_S), LIMIT_S)
+
+
 async def test_a_machine_that_is_off(guest: VirtualBoxGuest) -> None:
     guest.ended()
     with pytest.raises(MachineExited):
@@ -248,10 +266,9 @@ async def _answered_with(guest: VirtualBoxGuest, place: Place, make: str, *, ver
         while not (found := list(place.requests.glob("*.request"))):
             await asyncio.sleep(0.01)
         nonce = found[0].stem
-        made = place.answers / f"{nonce}.part"
-        process = await asyncio.create_subprocess_exec("sh", "-c", make, "sh", made, nonce)
+        made = place.answers / f"{nonce}.answer"
+        process = await asyncio.create_subprocess_exec("sh", "-c", f"{make}; {END}", "sh", made, nonce)
         await process.wait()
-        made.rename(place.answers / f"{nonce}.answer")
 
     async with asyncio.TaskGroup() as both:
         both.create_task(answer())
@@ -264,7 +281,7 @@ async def _answered_with(guest: VirtualBoxGuest, place: Place, make: str, *, ver
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        ('ln -s /etc/passwd "$1"', "can't be read"),
+        ('ln -s /etc/passwd "$1"; exit', "can't be read"),
         ('mkfifo "$1"', "no file"),
         ('mkdir "$1"', "no file|can't be read"),
         (': >"$1"', "no end"),

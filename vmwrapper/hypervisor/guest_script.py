@@ -58,8 +58,13 @@ class Said:
 
 
 def said(answer: bytes, nonce: str) -> Said | None:
-    """What a whole answer means, of which the last line that begins with the nonce has the status; None without one."""
-    found, mark, rest = answer.rpartition(f"\n{nonce} ".encode())
+    """What an answer means, or None for one that is not whole.
+
+    It ends with the nonce. Of the lines before that, the last that begins with it has the status.
+    """
+    if not answer.endswith(nonce.encode()):
+        return None
+    found, mark, rest = answer.removesuffix(nonce.encode()).rpartition(f"\n{nonce} ".encode())
     if not mark:
         return None
     status, _, wrong = rest.partition(b"\n")

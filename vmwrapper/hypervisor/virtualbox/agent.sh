@@ -1,7 +1,7 @@
 # Answers what the host asks, in a guest of VirtualBox's: started once, it goes on in each snapshot. The host's side is
-# requests.py. $in and $out are folders that both see; a request is a script of the host's in $in, that prints its answer;
-# what it prints is moved into place in $out once it is whole. No signal may come to who looks there: it would end the look.
-short=0.3 shorts=5 long=1
+# requests.py. $in and $out are folders that both see; a request is a script of the host's in $in, that prints its answer
+# into a file in $out, which ends with its nonce once it is whole. No signal may come to who looks there: it would end the look.
+short=0.1 shorts=10 long=1
 taken=' ' naps=0
 
 if ! mkdir "$home/agent" 2>/dev/null; then # there is one
@@ -11,23 +11,17 @@ echo $$ >"$home/agent/pid"
 
 answer() {
     nonce=$1 body=$in/$1.body ours=$home/$1
-    exec >"$out/$nonce.part" 2>/dev/null </dev/null
+    exec >"$out/$nonce.answer" 2>/dev/null </dev/null
     trap answered EXIT
     . "$in/$nonce.request"
 }
 
 answered() {
-    mv "$out/$nonce.part" "$out/$nonce.answer"
+    printf '%s' "$nonce"
     [ ! -e "$ours.err" ] || rm -f "$ours.out" "$ours.err"
 }
 
 while :; do
-    if [ -e "$in/rest" ]; then # for a snapshot: who has a file there open may hang for ever after going back
-        read -r rest <"$in/rest"
-        : >"$out/rest"
-        sleep "${rest:-5}"
-        continue
-    fi
     seen=' '
     for request in "$in"/*.request; do
         [ -e "$request" ] || continue

@@ -33,7 +33,6 @@ _OLDEST_VERSION = (7, 0)
 _TRIAL_LIMIT_S = 7.5  # of a probe's 10; what was begun must be ended, too
 _VERSION = re.compile(r"^(\d+\.\d+\.\d+)", re.MULTILINE)
 _MOST_AROUND_BYTES = 64 * MIB
-_REST_S, _MIB_A_SECOND = 5, 100
 _INSTALL = "it is to be had from its maker's site, or as a package of this computer's system"
 
 
@@ -151,7 +150,7 @@ def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningCl
     most_bytes = (spec.memory_mib + spec.scratch_mib) * MIB + _MOST_AROUND_BYTES
     return VirtualBoxGuest(
         GuestControl(manage, place.uuid, login, clock, folder=spec.directory) if login else None,
-        Requests(place, clock, most_bytes=most_bytes, rest_s=_REST_S + spec.memory_mib // _MIB_A_SECOND),
+        Requests(place, clock, most_bytes=most_bytes),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
-from vmwrapper.concurrency import to_thread_and_soon_back
+from vmwrapper.concurrency import beside, to_thread_and_soon_back
 from vmwrapper.errors import GuestSilent, OutputChanged, OutputTooLarge, TransferFailed
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.checksum import AllChecksums, Checksum
@@ -71,8 +71,11 @@ class VirtualBoxGuest:
     async def ready(self, *, limit_s: float) -> None:
         try:
             if self._control and not self._is_reverted and not self._has_agent:
-                await self._control.start_agent(limit_s=limit_s)
-            await self._asked("hello", limit_s=limit_s)
+                # An agent that the image has started answers earlier than anybody could log in.
+                async with beside(self._control.start_agent(limit_s=limit_s)):
+                    await self._asked("hello", limit_s=limit_s + _LOOK_LIMIT_S)
+            else:
+                await self._asked("hello", limit_s=limit_s)
         except GuestSilent as error:
             hint = "" if self._control else "; has the job a <password>, or does the image start our agent?"
             raise GuestSilent(f"the guest did not become ready: {error}{hint}") from error

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmwrapper.clock import RunningClock
+from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, MachineExited, ProcessFailed
 from vmwrapper.hypervisor.interface import Login
 from vmwrapper.hypervisor.refusals import Refusals
@@ -23,8 +24,9 @@ from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFai
 
 _TRY_LIMIT_S = 60.0
 _GRACE_S = 15.0
+_ENDS_WITHIN_S = 3.0
 _PAUSE_S = 0.3
-_UNTOLD_S = 10.0
+_UNTOLD_S = 60.0
 _SERVICE, _ACTIVE = "GuestAdditionsFacility_VirtualBox System Service", "50"
 _MOST_BYTES = 64 * 1024
 # VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
@@ -95,12 +97,15 @@ class GuestControl:
         words = ("--timeout", str(round(_TRY_LIMIT_S * 1000)), "--", "env", *sudo, "sh", "-c", _START)
         with self._password() as (file, descriptors):
             login = ("--username", self._login.user, "--passwordfile", file)
-            await self._manage.output(
+            call = self._manage.output(
                 *("guestcontrol", self._uuid, "run", *login, *_PROGRAM, *words),
                 limit_s=_TRY_LIMIT_S + _GRACE_S,
                 most_bytes=_MOST_BYTES,
                 pass_fds=descriptors,
             )
+            await to_its_end(
+                call, limit_s=_ENDS_WITHIN_S
+            )  # the agent may answer before the call that has started it ends
 
     @contextmanager
     def _password(self) -> Iterator[tuple[str, Sequence[int]]]:

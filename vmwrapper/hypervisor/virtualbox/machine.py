@@ -17,6 +17,7 @@ from vmwrapper.errors import (
     SnapshotUnusable,
     VmwrapperError,
 )
+from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.host import check_free_disk, size_if_there
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.serial_file import SerialFile
@@ -27,6 +28,7 @@ from vmwrapper.hypervisor.virtualbox.place import Place
 from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
 from vmwrapper.hypervisor.virtualbox.vboxmanage import LIMIT_S, VBoxManage, VirtualBoxFailed, environment, facts
 from vmwrapper.hypervisor.virtualbox.vm_log import Sign, VmLog, end_by
+from vmwrapper.hypervisor.virtualbox.writers import being_written
 from vmwrapper.process import Child, child, command_line
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ _FIRST_LOOK_S = 0.02
 _PAUSE_S = 0.2
 _LOOK_S = 0.5
 _BUSY_LIMIT_S = 10.0
+_WRITING_TRIES = 50
 _DEVICES_BYTES = 64 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
 _CANT_USE = re.compile("VERR_SSM_|VERR_(?!VM_DRIVER_|SUP_)[A-Z_]*(LOAD|VERSION|MISMATCH)")
@@ -204,7 +207,7 @@ class VirtualBoxMachine:
         return self._spec.memory_mib * MIB + _DEVICES_BYTES
 
     async def take_snapshot(self, standing: Standing, *, most_bytes: int) -> None:
-        """VirtualBox stops the guest by itself, for a moment, and lets go on what ran before."""
+        """VirtualBox stops a guest by itself, for a moment, and lets it go on, unless it shares a folder."""
         process = self._on
         if self._state_bytes > most_bytes:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
@@ -216,17 +219,49 @@ class VirtualBoxMachine:
         async with self._at_rest(), self._verbs:
             self._look()
             ran = self._log.state is Sign.RUNS
+            if self._spec.shared or not ran:
+                await self._take_between_writes(standing, ran=ran)
+                return
             with standing():
                 pass  # what was reached by now is in it
-            try:
-                await self._snapshots.take()
-            except SnapshotFailed as failed:
-                self._look()
-                if ran and self._log.state is Sign.STANDS:  # as where the disk is full; VirtualBox won't have it go on
-                    raise MachineExited(f"VirtualBox left the guest standing still: {failed}") from failed
-                raise
-            except ProcessFailed as failed:
-                raise await _broken(process, failed) from failed
+            await self._take()
+
+    async def _take_between_writes(self, standing: Standing, *, ran: bool) -> None:
+        """Take one, of a guest that stands, while it has no file open for writing that it shares with us.
+
+        Once it went back to another, Linux's vboxsf would try the next write to that file for ever.
+        """
+        for _ in range(_WRITING_TRIES if ran else 1):
+            if (written := await self._being_written()) is None:
+                with standing():
+                    if ran:
+                        await self._have("pause", "paused")
+                        written = await self._being_written()
+                    if written is None:
+                        await self._take()
+                        return
+                    await self._have("resume", "running")
+            await asyncio.sleep(_PAUSE_S)
+        name = printable(written.name) if written else "one or another file"
+        raise SnapshotFailed(f"the guest keeps {name} open for writing, which it shares with this computer")
+
+    async def _being_written(self) -> Path | None:
+        shared = [self._spec.shared] if self._spec.shared else []
+        return await asyncio.to_thread(being_written, [self._place.answers, *shared])
+
+    async def _take(self) -> None:
+        process = self._on
+        self._look()
+        ran = self._log.state is Sign.RUNS
+        try:
+            await self._snapshots.take()
+        except SnapshotFailed as failed:
+            self._look()
+            if ran and self._log.state is Sign.STANDS:  # as where the disk is full; VirtualBox won't have it go on
+                raise MachineExited(f"VirtualBox left the guest standing still: {failed}") from failed
+            raise
+        except ProcessFailed as failed:
+            raise await _broken(process, failed) from failed
 
     @asynccontextmanager
     async def _at_rest(self) -> AsyncIterator[None]:

@@ -7,7 +7,6 @@ Files need no session: a request is answered however often the guest was reverte
 """
 
 import asyncio
-import logging
 import os
 import secrets
 import shlex
@@ -27,15 +26,11 @@ from vmwrapper.hypervisor.guest_script import guest_script, script
 from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.virtualbox.place import Place
 
-log = logging.getLogger(__name__)
-
 _FIRST_LOOK_S = 0.02
 _LOOKS_GROW_BY = 1.3
 _LONGEST_LOOK_S = 0.1
 _MOST_FILES = 64
-_AGENT, _REST = "agent", "rest"
-_KEPT = {_AGENT, _REST}
-_REST_LIMIT_S = 10.0
+_AGENT = "agent"
 SLOWEST_BYTES_PER_S = 50_000
 """Busybox's SHA-256, where there is no hardware virtualization."""
 
@@ -43,14 +38,13 @@ SLOWEST_BYTES_PER_S = 50_000
 class Requests:
     """Those to one machine's guest."""
 
-    def __init__(self, place: Place, clock: RunningClock, *, most_bytes: int, rest_s: int) -> None:
-        """`most_bytes` is what a guest may write at once; `rest_s` how long it is at rest for a snapshot."""
+    def __init__(self, place: Place, clock: RunningClock, *, most_bytes: int) -> None:
+        """`most_bytes` is what a guest may write at once."""
         self._in, self._out = place.requests, place.answers
         self._clock = clock
         self._most_bytes = most_bytes
-        self._rest_s = rest_s
         self._script = guest_script(__package__, "guest.sh")
-        self._open = {*_KEPT}
+        self._open = {_AGENT}
         self._begins = asyncio.Lock()
         self.machine_runs = False
 
@@ -88,34 +82,18 @@ class Requests:
 
     @asynccontextmanager
     async def at_rest(self, *, limit_s: float) -> AsyncIterator[None]:
-        """Have the guest touch neither folder for the next seconds, in which its snapshot is to be taken.
+        """Have no request under way, so that the guest has no file of these folders open in a snapshot.
 
-        Raises SnapshotFailed where it is busy with a request for longer than `limit_s`.
+        Raises SnapshotFailed where it is busy with one for longer than `limit_s`.
         """
         async with self._begins:
             try:
                 async with asyncio.timeout(limit_s):
-                    while self._open != _KEPT:  # noqa: ASYNC110  (many things change it)
+                    while self._open != {_AGENT}:  # noqa: ASYNC110  (many things change it)
                         await asyncio.sleep(_FIRST_LOOK_S)
             except TimeoutError as error:
                 raise SnapshotFailed("the guest is busy with a command") from error
-            await self._rest()
             yield
-
-    async def _rest(self) -> None:
-        wish, said = self._in / _REST, self._out / _REST
-        _remove(said)  # it may have come too late for the last one
-        with writing(wish):
-            wish.write_text(f"{self._rest_s}\n")
-        try:
-            async with asyncio.timeout(_REST_LIMIT_S):
-                while not said.exists():  # noqa: ASYNC110  (nothing tells it)
-                    await asyncio.sleep(_FIRST_LOOK_S)
-        except TimeoutError:
-            log.debug("The guest does not come to rest for a snapshot")
-        finally:
-            for path in (wish, said):
-                _remove(path)
 
     def _ask(self, nonce: str, words: Sequence[str], body: Iterable[bytes], enough: Event) -> None:
         request = self._in / f"{nonce}.request"
@@ -130,12 +108,12 @@ class Requests:
             scratch.rename(request)
 
     async def _answer(self, nonce: str, what: str, limit_s: float) -> BinaryIO:
-        answer, part = self._out / f"{nonce}.answer", self._out / f"{nonce}.part"
+        answer = self._out / f"{nonce}.answer"
         look_s, began_s, size = _FIRST_LOOK_S, self._clock.elapsed_s, 0
-        while (file := _opened(answer)) is None:
+        while (file := _whole(answer, nonce.encode())) is None:
             if not self.machine_runs:
                 raise MachineExited("the machine does not run")
-            size = min(max(size, _size(part)), self._most_bytes)
+            size = min(max(size, _size(answer)), self._most_bytes)
             left_s = began_s + limit_s + 2 * size / SLOWEST_BYTES_PER_S - self._clock.elapsed_s
             if left_s <= 0:
                 raise GuestSilent(f"{what} within {limit_s:g} s")
@@ -184,6 +162,19 @@ def _size(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return 0
+
+
+def _whole(answer: Path, end: bytes) -> BinaryIO | None:
+    """The answer, to be read, or None while its end has not come."""
+    if (file := _opened(answer)) is None:
+        return None
+    if file.seek(0, os.SEEK_END) >= len(end):
+        file.seek(-len(end), os.SEEK_END)
+        if file.read(len(end)) == end:
+            file.seek(0)
+            return file
+    file.close()
+    return None
 
 
 def _opened(path: Path) -> BinaryIO | None:
