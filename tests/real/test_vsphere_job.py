@@ -29,10 +29,11 @@ CHAPTERS = tuple(
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[vsphere.Server]:
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[vsphere.Server]:
+    """A vCenter, or what a parameter says."""
     if reason := vsphere.missing():
         pytest.skip(reason)
-    with vsphere.server(tmp_path / "server") as running:
+    with vsphere.server(tmp_path / "server", kind=getattr(request, "param", "vpx")) as running:
         yield running
 
 
@@ -43,6 +44,7 @@ def environment(server: vsphere.Server, cache: Path) -> dict[str, str]:
     return os.environ | server.environment | {"VMWRAPPER_CACHE": str(cache)}
 
 
+@pytest.mark.parametrize("server", ["vpx", "esx"], indirect=True)
 def test_the_example_as_on_qemu(server: vsphere.Server, tmp_path: Path) -> None:
     slot = tmp_path / "slot"
     slot.mkdir()
@@ -53,7 +55,7 @@ def test_the_example_as_on_qemu(server: vsphere.Server, tmp_path: Path) -> None:
     job = re.sub("<user>.*</user>", "<user>root</user> <disk_mb>0</disk_mb>", job)
     job = re.sub("<password>.*</password>", f"<password>{escape(vsphere.ROOT.password)}</password>", job)
     (slot / "job.xml").write_text(job)
-    before = server.machines()
+    before, files = server.machines(), server.simulator.files()
 
     argv = [VMWRAPPER, "run", "--debug", "--backend", "vmware", slot / "job.xml"]
     told = environment(server, tmp_path / "cache")
@@ -71,6 +73,7 @@ def test_the_example_as_on_qemu(server: vsphere.Server, tmp_path: Path) -> None:
         at = found.end()
     assert "H0 = " in (slot / "hubble.out").read_text()
     assert server.machines() == before
+    assert server.simulator.files() == files
     for secret in (vsphere.ROOT.password, vcsim.PASSWORD):
         assert secret not in said
         assert secret not in seen
