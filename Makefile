@@ -71,7 +71,7 @@ test-tools:
 	command -v go >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && \
 	command -v busybox >/dev/null && test -d /usr/share/gocode/src/github.com/vmware/govmomi && \
 	command -v gcc >/dev/null && command -v flex >/dev/null && command -v bison >/dev/null && command -v bc >/dev/null && \
-	command -v lz4 >/dev/null && test -e /usr/include/libelf.h || \
+	command -v lz4 >/dev/null && command -v xz >/dev/null && test -e /usr/include/libelf.h || \
 	if [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_TEST_TOOLS); \
 	else echo "Tests with a Debian disk, the BOINC client, power cuts, VirtualBox or vSphere will be skipped. As root: $(INSTALL_TEST_TOOLS)"; fi
 

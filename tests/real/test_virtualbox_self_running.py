@@ -4,7 +4,8 @@ import asyncio
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from tests.peers import virtualbox_linux
 from tests.peers.virtualbox import Profile
 from vmwrapper.clock import RunningClock
+from vmwrapper.concurrency import beside
 from vmwrapper.errors import SnapshotFailed
 from vmwrapper.hypervisor.interface import Machine, MachineIdentity, MachineSpec
 from vmwrapper.hypervisor.virtualbox.backend import VirtualBoxHypervisor
+from vmwrapper.run_state import Reason, RunState
 
 from .test_virtualbox_job import LIMIT_S, start, until_said, virtualbox
 
@@ -128,23 +131,39 @@ async def test_a_snapshot_has_no_file_open_that_the_guest_writes(
     assert (await hypervisor.probe(RunningClock())).usable
     async with counting(hypervisor, tmp_path, WRITING) as (machine, beat):
         for _ in range(4):
-            await machine.take_snapshot(nullcontext, most_bytes=1 << 40)
-            newest = machine.snapshots[0]
+            async with driven(machine) as run_state:
+                await machine.take_snapshot(partial(run_state.held, Reason.CHECKPOINT), most_bytes=1 << 40)
+                await changes(beat)
+                newest = machine.snapshots[0]
+                await machine.keep_snapshots([newest.number])
             await machine.revert(newest)
             await machine.resume()
             await changes(beat)
-            await machine.keep_snapshots([newest.number])
         await machine.pause()
         await machine.keep_snapshots([])
     async with counting(hypervisor, tmp_path, f"exec 4>/shared/open\n{WRITING}") as (machine, beat):
-        with pytest.raises(SnapshotFailed, match=r"keeps (open|beat) open for writing"):
-            await machine.take_snapshot(nullcontext, most_bytes=1 << 40)
-        await machine.resume()
-        await changes(beat)
-        await machine.pause()
-        with pytest.raises(SnapshotFailed, match="keeps"):
-            await machine.take_snapshot(nullcontext, most_bytes=1 << 40)
+        async with driven(machine) as run_state:
+            standing = partial(run_state.held, Reason.CHECKPOINT)
+            with pytest.raises(SnapshotFailed, match=r"keeps (open|beat) open for writing"):
+                await machine.take_snapshot(standing, most_bytes=1 << 40)
+            await changes(beat)
+            taking = asyncio.create_task(machine.take_snapshot(standing, most_bytes=1 << 40))
+            await asyncio.sleep(1)
+            run_state.hold(Reason.SUSPENDED)
+            with pytest.raises(SnapshotFailed, match="keeps"):
+                await taking
+            was = beat.read_text()
+            await asyncio.sleep(3)
+            assert beat.read_text() == was
         assert machine.snapshots == []
+
+
+@asynccontextmanager
+async def driven(machine: Machine) -> AsyncIterator[RunState]:
+    """One that runs, and is let run and stand as in a job."""
+    run_state = RunState(RunningClock())
+    async with beside(run_state.drive(machine)):
+        yield run_state
 
 
 @asynccontextmanager

@@ -237,7 +237,8 @@ async def test_a_host_without_vcenter_is_never_told_to_destroy(
             assert server.simulator.files() - files == made_files
     assert server.machines() == before
     assert server.simulator.files() == files | made_files
-    async with up(hypervisor, spec):  # the next job of the slot
+    next_job = replace(spec, identity=replace(spec.identity, result_name="another"))  # of the slot
+    async with up(hypervisor, next_job):
         assert server.simulator.files() - files == made_files
     assert (server.machines(), server.simulator.files()) == (before, files)
     assert {"CreateVm", "DeleteFile"} < set(tasks)
@@ -296,7 +297,7 @@ async def test_what_a_dead_wrapper_left(server: vsphere.Server, spec: MachineSpe
     await left_behind()
     [leftover] = await hypervisor.leftovers()
     assert str(leftover.slot) == spec.identity.slot
-    assert leftover.what.startswith("the vSphere server 127.0.0.2's machine vmwrapper result ")
+    assert leftover.what.startswith("the vSphere server 127.0.0.2's machine vmwrapper ")
     await leftover.remove()
     assert server.machines() == before
     await left_behind()

@@ -34,7 +34,7 @@ LIMIT_S = 20.0
 PLENTY = 1 << 30
 MOST_BYTES = 1 << 20
 SHELLS = [shell for shell in ("dash", "busybox", "bash") if shutil.which(shell)]
-END = 'if [ -f "$1" ]; then printf %s "$2" >>"$1"; fi'
+END = 'if [ -f "$1" ]; then printf " %s" "$2" >>"$1"; fi'
 NAMES = ["plain", "-rf", "two\nlines\n", "ünïcödé ☃", "'quoted' \\ $HOME `x` *", "in/a/folder", " "]
 
 
@@ -132,6 +132,11 @@ async def test_what_a_command_leaves_running_keeps_nobody_waiting(running: Virtu
     assert (await running.run(["sh", "-c", "sleep 600 & echo $!"], limit_s=LIMIT_S)).stdout.strip().isdigit()
 
 
+async def test_an_answer_is_whole_only_at_its_end(guest: VirtualBoxGuest, place: Place) -> None:
+    make = 'printf "root\\n%s" "$2" >"$1"; sleep 0.3; printf " 0\\n" >>"$1"; sleep 0.3'  # as where a page ends there
+    await _answered_with(guest, place, make)
+
+
 async def test_looks(running: VirtualBoxGuest, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\n0 nonce\xff")
     assert await running.read(str(tmp_path / "file"), limit_bytes=4) == b"\n0 n"
@@ -168,9 +173,10 @@ async def test_files_in_and_out(running: VirtualBoxGuest, tmp_path: Path) -> Non
 
 async def test_nothing_is_asked_during_a_snapshot(running: VirtualBoxGuest, place: Place) -> None:
     await running.ready(limit_s=LIMIT_S)
-    asked = asyncio.create_task(running.run(["sleep", "1"], limit_s=LIMIT_S))
-    await asyncio.sleep(0.1)
-    async with running.at_rest(limit_s=LIMIT_S):
+    asked = asyncio.create_task(running.run(["sleep", "2"], limit_s=LIMIT_S))
+    await asyncio.sleep(1)
+    assert list(place.answers.iterdir()) == []  # of a snapshot in the middle of a command
+    async with running.nothing_asked(limit_s=LIMIT_S):
         assert asked.done()
         later = asyncio.create_task(running.run(["true"], limit_s=LIMIT_S))
         await asyncio.sleep(0.5)
@@ -181,7 +187,7 @@ async def test_nothing_is_asked_during_a_snapshot(running: VirtualBoxGuest, plac
     busy = asyncio.create_task(running.run(["sleep", "2"], limit_s=LIMIT_S))
     await asyncio.sleep(0.1)
     with pytest.raises(SnapshotFailed, match="busy with a command"):
-        async with running.at_rest(limit_s=0.2):
+        async with running.nothing_asked(limit_s=0.2):
             pass
     assert (await busy).status == 0
 

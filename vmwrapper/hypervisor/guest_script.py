@@ -57,14 +57,19 @@ class Said:
         return CommandResult(int(self.status), self.found, self.wrong)
 
 
+def end_of(nonce: str) -> bytes:
+    """What a whole answer ends with."""
+    return f" {nonce}".encode()
+
+
 def said(answer: bytes, nonce: str) -> Said | None:
     """What an answer means, or None for one that is not whole.
 
-    It ends with the nonce. Of the lines before that, the last that begins with it has the status.
+    Of its lines, the last that begins with the nonce has the status.
     """
-    if not answer.endswith(nonce.encode()):
+    if not answer.endswith(end_of(nonce)):
         return None
-    found, mark, rest = answer.removesuffix(nonce.encode()).rpartition(f"\n{nonce} ".encode())
+    found, mark, rest = answer.removesuffix(end_of(nonce)).rpartition(f"\n{nonce} ".encode())
     if not mark:
         return None
     status, _, wrong = rest.partition(b"\n")

@@ -40,7 +40,7 @@ class Abilities:
     memory_snapshots: bool = False
     """A snapshot contains the guest's memory, so that a restart goes on where it was taken."""
     live_snapshots: bool = False
-    """It is taken while the guest runs on."""
+    """It is taken while the guest runs on, unless that shares a folder."""
     guest_network: bool = False
     """The guest can be given a network that reaches neither the host nor its neighbours."""
     screen: bool = False

@@ -1,6 +1,6 @@
 # Answers what the host asks, in a guest of VirtualBox's: started once, it goes on in each snapshot. The host's side is
-# requests.py. $in and $out are folders that both see; a request is a script of the host's in $in, that prints its answer
-# into a file in $out, which ends with its nonce once it is whole. No signal may come to who looks there: it would end the look.
+# requests.py. $in and $out are folders that both see; a request is a script of the host's in $in, that opens a file in $out
+# and prints its answer, which is whole once it ends with its nonce. No signal may come to who looks there: it would end the look.
 short=0.1 shorts=10 long=1
 taken=' ' naps=0
 
@@ -11,13 +11,14 @@ echo $$ >"$home/agent/pid"
 
 answer() {
     nonce=$1 body=$in/$1.body ours=$home/$1
-    exec >"$out/$nonce.answer" 2>/dev/null </dev/null
+    exec >/dev/null 2>/dev/null </dev/null
     trap answered EXIT
     . "$in/$nonce.request"
 }
 
 answered() {
-    printf '%s' "$nonce"
+    [ -e "$out/$nonce.answer" ] || exec >"$out/$nonce.answer"
+    printf ' %s' "$nonce"
     [ ! -e "$ours.err" ] || rm -f "$ours.out" "$ours.err"
 }
 

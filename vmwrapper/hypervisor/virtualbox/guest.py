@@ -56,12 +56,12 @@ class VirtualBoxGuest:
         self._requests.machine_runs = False
 
     @asynccontextmanager
-    async def at_rest(self, *, limit_s: float) -> AsyncIterator[None]:
+    async def nothing_asked(self, *, limit_s: float) -> AsyncIterator[None]:
         """To be entered for a snapshot of a guest that runs. Raises SnapshotFailed after `limit_s`."""
         if not self._has_agent:
             yield
             return
-        async with self._requests.at_rest(limit_s=limit_s):
+        async with self._requests.nothing_asked(limit_s=limit_s):
             yield
 
     def check(self) -> None:

@@ -5,7 +5,7 @@
 #   run COMMAND…           with $body as input
 # It prints what it found; a line with the nonce and a status; and what went wrong. $ours.out and $ours.err are its own.
 # Without hardware virtualization each process takes 0.1 to 0.3 s.
-nonce=$1 directory=$2 verb=$3
+nonce=$1 directory=$2 verb=$3 answer=$out/$1.answer
 shift 3
 
 finish() {
@@ -19,10 +19,15 @@ hello_() {
     finish 0
 }
 
+# For a command of any length the answer is opened only at its end: a snapshot may come first.
 run_() {
-    command -v "$1" >/dev/null 2>&1 || finish missing
+    if ! command -v "$1" >/dev/null 2>&1; then
+        exec >"$answer"
+        finish missing
+    fi
     "$@" <"$body" >"$ours.out" 2>"$ours.err"
     status=$?
+    exec >"$answer"
     [ ! -s "$ours.out" ] || head -c $((most + 1)) "$ours.out"
     finish $status
 }
@@ -33,5 +38,6 @@ receive_() {
     finish 0
 }
 
+[ "$verb" = run ] || exec >"$answer"
 [ "$directory" = . ] || must_be_in "$directory"
 "${verb}_" "$@"

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from pathlib import Path
 from typing import NoReturn
 
-from vmwrapper.concurrency import beside, ungrouped
+from vmwrapper.concurrency import beside, to_thread_and_soon_back, ungrouped
 from vmwrapper.errors import (
     HostDiskFailed,
     MachineExited,
@@ -17,7 +17,7 @@ from vmwrapper.errors import (
     SnapshotUnusable,
     VmwrapperError,
 )
-from vmwrapper.hostile import printable
+from vmwrapper.hostile import one_line
 from vmwrapper.hypervisor.host import check_free_disk, size_if_there
 from vmwrapper.hypervisor.interface import MIB, Guest, MachineSpec, Room, Snapshot, Standing
 from vmwrapper.hypervisor.serial_file import SerialFile
@@ -25,7 +25,7 @@ from vmwrapper.hypervisor.virtualbox.disks import files
 from vmwrapper.hypervisor.virtualbox.faults import Fault, fault
 from vmwrapper.hypervisor.virtualbox.guest import VirtualBoxGuest
 from vmwrapper.hypervisor.virtualbox.place import Place
-from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots
+from vmwrapper.hypervisor.virtualbox.snapshots import Snapshots, Taken
 from vmwrapper.hypervisor.virtualbox.vboxmanage import LIMIT_S, VBoxManage, VirtualBoxFailed, environment, facts
 from vmwrapper.hypervisor.virtualbox.vm_log import Sign, VmLog, end_by
 from vmwrapper.hypervisor.virtualbox.writers import being_written
@@ -39,7 +39,8 @@ _FIRST_LOOK_S = 0.02
 _PAUSE_S = 0.2
 _LOOK_S = 0.5
 _BUSY_LIMIT_S = 10.0
-_WRITING_TRIES = 50
+_TRIES_BETWEEN_WRITES = 5
+_LOOKS_AT_WRITES = 5
 _DEVICES_BYTES = 64 * MIB
 _PASSING = {"starting", "saving", "livesnapshotting", "restoring", "deletingsnapshotlive", "deletingsnapshotlivepaused"}
 _CANT_USE = re.compile("VERR_SSM_|VERR_(?!VM_DRIVER_|SUP_)[A-Z_]*(LOAD|VERSION|MISMATCH)")
@@ -154,6 +155,7 @@ class VirtualBoxMachine:
             await self._powered.aclose()
 
     async def pause(self) -> None:
+        await self._wait_for_writes()  # a snapshot may be wanted next
         async with self._one_verb("pause"):
             await self._have("pause", "paused")
 
@@ -213,48 +215,62 @@ class VirtualBoxMachine:
             raise SnapshotFailed(f"it may take more than the {most_bytes // MIB} MiB that there are for it")
         async with self._verbs:
             try:
-                await self._snapshots.delete_unknown()  # now, since a rest is short
+                await self._snapshots.delete_unknown()  # now, since nobody may ask the guest anything later
             except ProcessFailed as failed:
                 raise await _broken(process, failed) from failed
-        async with self._at_rest(), self._verbs:
+        async with self._nothing_asked():
             self._look()
-            ran = self._log.state is Sign.RUNS
-            if self._spec.shared or not ran:
-                await self._take_between_writes(standing, ran=ran)
-                return
-            with standing():
-                pass  # what was reached by now is in it
-            await self._take()
+            if self._spec.shared or self._log.state is not Sign.RUNS:
+                taken = await self._taken_between_writes(standing)
+            else:
+                async with self._verbs:
+                    with standing():
+                        pass  # what was reached by now is in it
+                    taken = await self._taken()
+        await self._snapshots.secure(taken)
 
-    async def _take_between_writes(self, standing: Standing, *, ran: bool) -> None:
-        """Take one, of a guest that stands, while it has no file open for writing that it shares with us.
+    async def _taken_between_writes(self, standing: Standing) -> Taken:
+        """One of a guest that stands, and has no file open for writing that it shares with us.
 
         Once it went back to another, Linux's vboxsf would try the next write to that file for ever.
         """
-        for _ in range(_WRITING_TRIES if ran else 1):
-            if (written := await self._being_written()) is None:
-                with standing():
-                    if ran:
-                        await self._have("pause", "paused")
-                        written = await self._being_written()
-                    if written is None:
-                        await self._take()
-                        return
-                    await self._have("resume", "running")
+        written: Path | None = None
+        for _ in range(_TRIES_BETWEEN_WRITES if self._log.state is Sign.RUNS else 1):
+            await self._wait_for_writes()
+            with standing():
+                await self.pause()
+                if (written := await self._written()) is None:
+                    async with self._verbs:
+                        return await self._taken()
             await asyncio.sleep(_PAUSE_S)
-        name = printable(written.name) if written else "one or another file"
-        raise SnapshotFailed(f"the guest keeps {name} open for writing, which it shares with this computer")
+        raise SnapshotFailed(
+            f"the guest keeps {self._shown(written)} open for writing, which it shares with this computer"
+        )
 
-    async def _being_written(self) -> Path | None:
+    async def _wait_for_writes(self) -> None:
+        """Give a guest that runs a moment to close what it writes."""
+        for _ in range(_LOOKS_AT_WRITES):
+            self._look()
+            if self._log.state is not Sign.RUNS or await self._written() is None:
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _written(self) -> Path | None:
+        """A file that the guest has open for writing."""
         shared = [self._spec.shared] if self._spec.shared else []
-        return await asyncio.to_thread(being_written, [self._place.answers, *shared])
+        return await to_thread_and_soon_back(being_written, [self._place.answers, *shared])
 
-    async def _take(self) -> None:
+    def _shown(self, written: Path | None) -> str:
+        if written and self._spec.shared and written.is_relative_to(self._spec.shared):
+            return one_line(str(written.relative_to(self._spec.shared)))
+        return "its answer to a question"
+
+    async def _taken(self) -> Taken:
         process = self._on
         self._look()
         ran = self._log.state is Sign.RUNS
         try:
-            await self._snapshots.take()
+            return await self._snapshots.take()
         except SnapshotFailed as failed:
             self._look()
             if ran and self._log.state is Sign.STANDS:  # as where the disk is full; VirtualBox won't have it go on
@@ -264,13 +280,13 @@ class VirtualBoxMachine:
             raise await _broken(process, failed) from failed
 
     @asynccontextmanager
-    async def _at_rest(self) -> AsyncIterator[None]:
-        """The guest, if it runs."""
+    async def _nothing_asked(self) -> AsyncIterator[None]:
+        """Of a guest that runs."""
         self._look()
         if self._log.state is not Sign.RUNS:
             yield
             return
-        async with self._guest.at_rest(limit_s=_BUSY_LIMIT_S):
+        async with self._guest.nothing_asked(limit_s=_BUSY_LIMIT_S):
             yield
 
     async def verify_snapshot(self, number: int) -> None:

@@ -22,7 +22,7 @@ from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_thread_and_back, to_thread_and_soon_back
 from vmwrapper.errors import GuestError, GuestSilent, MachineExited, SnapshotFailed
 from vmwrapper.folders import remove_tree
-from vmwrapper.hypervisor.guest_script import guest_script, script
+from vmwrapper.hypervisor.guest_script import end_of, guest_script, script
 from vmwrapper.hypervisor.outputs import writing
 from vmwrapper.hypervisor.virtualbox.place import Place
 
@@ -81,8 +81,8 @@ class Requests:
             await to_thread_and_back(self._sweep)
 
     @asynccontextmanager
-    async def at_rest(self, *, limit_s: float) -> AsyncIterator[None]:
-        """Have no request under way, so that the guest has no file of these folders open in a snapshot.
+    async def nothing_asked(self, *, limit_s: float) -> AsyncIterator[None]:
+        """Have no request under way, so that the guest writes no answer in a snapshot.
 
         Raises SnapshotFailed where it is busy with one for longer than `limit_s`.
         """
@@ -110,7 +110,7 @@ class Requests:
     async def _answer(self, nonce: str, what: str, limit_s: float) -> BinaryIO:
         answer = self._out / f"{nonce}.answer"
         look_s, began_s, size = _FIRST_LOOK_S, self._clock.elapsed_s, 0
-        while (file := _whole(answer, nonce.encode())) is None:
+        while (file := _whole(answer, end_of(nonce))) is None:
             if not self.machine_runs:
                 raise MachineExited("the machine does not run")
             size = min(max(size, _size(answer)), self._most_bytes)

@@ -27,6 +27,15 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _STATE_NAME = re.compile(r"Snapshots/[0-9TZ.-]{1,40}\.sav")
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One that VirtualBox has just taken."""
+
+    number: int
+    uuid: str
+    state: Path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """One snapshot, as it is described to a later episode."""
@@ -93,10 +102,11 @@ class Snapshots:
         self._saved = {}
         self._deleted = []
 
-    async def take(self) -> None:
+    async def take(self) -> Taken:
         """Take one of a machine that runs or stands still, and that goes on so. Raises SnapshotFailed, ProcessFailed.
 
-        VirtualBox makes it run on while it saves most of the memory, and stand still for the rest.
+        VirtualBox makes it run on while it saves most of the memory, and stand still for the rest. It counts once it
+        is secured.
         """
         number = self._next_number
         self._may_be_more = True
@@ -111,16 +121,20 @@ class Snapshots:
         new = [state for state in self._states() if state not in states]
         if not found or len(new) != 1:
             raise SnapshotFailed(f"VirtualBox took a snapshot, and it is not to be found: {said!r}")
-        [state] = new
+        return Taken(number, found[1], *new)
+
+    async def secure(self, taken: Taken) -> None:
+        """Have it on the host's disk. Raises SnapshotFailed."""
+        state = taken.state
         try:
             digest = await digest_of(state)
             await asyncio.to_thread(self._sync)
             size = state.stat().st_size
         except OSError as error:
             raise SnapshotFailed(str(error)) from error
-        self._saved[number] = Saved(
-            number=number,
-            uuid=found[1],
+        self._saved[taken.number] = Saved(
+            number=taken.number,
+            uuid=taken.uuid,
             state_file=str(PurePosixPath("Snapshots", state.name)),
             state_bytes=size,
             state_digest=digest,

@@ -6,7 +6,7 @@
 #   receive BYTES COUNT STAGE MODE NAME … NAME…   COUNT files from the stage, and a tar of others as input
 #   run BYTES COMMAND…     with so many bytes of input
 #   stage USER             make a folder that the user may write to
-# It prints what it found; a line with the nonce and a status; what went wrong; and the nonce once more. Asked for the same
+# It prints what it found; a line with the nonce and a status; what went wrong; a space, and the nonce once more. Asked for the same
 # again, since its answer was lost, it answers as before. Input is the end of the file $blob, which this is read from.
 # Without hardware virtualization each process takes 0.1 to 0.3 s.
 nonce=$1 directory=$2 verb=$3 d=/run/.vmwrapper-$1
@@ -16,7 +16,7 @@ finish() {
     printf '\n%s %s\n' "$nonce" "$1"
     [ -z "$wrong" ] || printf '%s\n' "$wrong"
     [ ! -s "$d/err" ] || head -c $most "$d/err"
-    printf '%s' "$nonce"
+    printf ' %s' "$nonce"
     exit 0
 }
 

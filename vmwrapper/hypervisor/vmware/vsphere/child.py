@@ -29,10 +29,12 @@ _BUSES = (_DEVICE.VirtualSCSIController, _DEVICE.VirtualSATAController, _DEVICE.
 """Controllers that a machine doesn't have by itself."""
 _FOLDER = re.compile(rf"\[[^]]+\] {PREFIX}[^/]+")
 CREATE_LIMIT_S = 300.0
+_UNREGISTER_LIMIT_S = 60.0
 
 
-async def create_child(connection: Connection, config: Any, base: Base, target: Target, name: str) -> Any:
-    """A machine as asked for, of this name. Raises JobError for disks that can have no children, VsphereFailed."""
+async def create_child(connection: Connection, config: Any, base: Base, target: Target, uuid: str) -> Any:
+    """A machine as asked for, named by its UUID. Raises JobError for disks that can have no children, VsphereFailed."""
+    name = f"{PREFIX}{uuid}"
     _complete(config, base, target, name)
     await _free(connection, f"{config.files.vmPathName} {name}", name)
     words = (config, target.pool, None)
@@ -44,18 +46,26 @@ async def _free(connection: Connection, folder: str, name: str) -> None:
     centre = await datacenter(connection)
     index = connection.content.searchIndex
     if await connection.call(index, "FindByDatastorePath", centre, f"{folder}/{name}.vmx") is None:
-        await delete(connection, folder, centre)
+        try:
+            await delete(connection, folder, centre)
+        except VsphereFailed as failed:
+            if failed.fault is not Fault.UNUSABLE_FILE:  # of which the server tells again when it makes the machine
+                raise
 
 
 async def remove_child(connection: Connection, machine: Any) -> None:
     """On return one that is off is gone, with all of its files. Raises VsphereFailed."""
+    centre, file = await datacenter(connection), ""
     with suppress_gone():
         file = str(await connection.property(machine, "config.files.vmPathName"))
-        folder = file.rpartition("/")[0]
-        if not _FOLDER.fullmatch(folder):
-            raise VsphereFailed(f"the machine of {file} has no folder of its own: remove it by hand", Fault.OTHER)
-        await connection.call(machine, "Unregister")
-        await delete(connection, folder, await datacenter(connection))
+    if not file:
+        return
+    folder = file.rpartition("/")[0]
+    if not _FOLDER.fullmatch(folder):
+        raise VsphereFailed(f"the machine of {file} has no folder of its own: remove it by hand", Fault.OTHER)
+    with suppress_gone():
+        await vim_task(connection, machine, "Unregister", limit_s=_UNREGISTER_LIMIT_S)
+    await delete(connection, folder, centre)
 
 
 def _complete(config: Any, base: Base, target: Target, name: str) -> None:

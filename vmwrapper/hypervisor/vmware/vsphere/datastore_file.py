@@ -14,7 +14,7 @@ from vmwrapper.hypervisor.vmware.vsphere.transfer import Transfers
 from vmwrapper.hypervisor.vmware.vsphere.vim_task import vim_task
 
 _NAME = re.compile(r"\[(?P<datastore>[^\]]+)\] (?P<path>[^/].*)")
-_DELETE_LIMIT_S = 60.0
+_DELETE_LIMIT_S = 300.0
 
 
 async def taken(connection: Connection, transfers: Transfers, machine: Any, name: str, *, limit_bytes: int) -> bytes:

@@ -66,7 +66,7 @@ async def create(connection: Connection, base: Base, target: Target, spec: Machi
     config = _config(base, spec, place)
     try:
         if connection.about.apiType == HOST:
-            return await create_child(connection, config, base, target, place.name)
+            return await create_child(connection, config, base, target, place.uuid)
         clone = vim.vm.CloneSpec(
             location=vim.vm.RelocateSpec(
                 pool=target.pool, datastore=target.datastore, diskMoveType="createNewChildDiskBacking"

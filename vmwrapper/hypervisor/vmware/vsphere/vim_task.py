@@ -17,7 +17,7 @@ _FIRST_LOOK_S = 0.02
 _LOOKS_GROW_BY = 1.5
 _LONGEST_LOOK_S = 2.0
 _BUSY_S = 0.5
-_GOOD_TWICE = frozenset({"PowerOn", "PowerOff", "Suspend", "Destroy", "Revert", "Remove", "DeleteFile"})
+_GOOD_TWICE = frozenset({"PowerOn", "PowerOff", "Suspend", "Destroy", "Unregister", "Revert", "Remove", "DeleteFile"})
 """What does no more when it is done again: it finds the state as it should be, or nothing there any more."""
 _ANSWER_LOST_TRIES = 3
 _ANSWERS = {
@@ -43,6 +43,8 @@ async def vim_task(
             while True:
                 try:
                     task = await connection.call(thing, method, *arguments)
+                    if task is None:  # the server has done it at once
+                        return None
                     return await _result(connection, task, method, machine)
                 except VsphereFailed as failed:
                     tries_left -= failed.fault is Fault.UNREACHABLE
