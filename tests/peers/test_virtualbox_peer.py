@@ -170,9 +170,14 @@ def test_profiles_do_not_see_each_other(virtualbox: Profile, tmp_path: Path) -> 
     assert virtualbox.vms() != []
     assert other.vms() == []
     assert {process.pid for process in virtualbox.processes()}.isdisjoint(process.pid for process in other.processes())
-    other.end()
-    assert other.processes() == []
-    assert virtualbox.processes() != []
+    argv = [virtualbox.vboxmanage, "guestproperty", "wait", NAME, "*"]  # it ends with the server, which waits for it
+    with subprocess.Popen(argv, env=virtualbox.environment) as waiting:
+        assert virtualbox.vms() != []
+        other.end()
+        assert other.processes() == []
+        assert virtualbox.vms() != []
+        assert waiting.poll() is None
+        waiting.kill()
     remove(virtualbox)
 
 

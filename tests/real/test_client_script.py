@@ -56,7 +56,7 @@ def test_a_job_runs_as_it_would_under_the_client(job_file: Path) -> None:
     assert has_output(job_file)
     assert "left behind" not in done.stderr
     [cpu_time] = re.findall(r"seen last: 100.0 % done, ([\d.]+) s of CPU time", done.stderr)
-    assert float(cpu_time) > 4
+    assert float(cpu_time) > 2  # of the 3 to 4 s that it computes, where the host is busy
 
 
 def test_suspend_and_resume(job_file: Path) -> None:
