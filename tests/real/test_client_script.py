@@ -20,7 +20,7 @@ EXAMPLES = re.findall(r"^```xml\n(.*?)^```\n```console\n(.*?)^```$", DOC, re.MUL
 COMPUTE = """\
 now() { cut -d. -f1 /proc/uptime; }
 begin=$(now)
-while [ $(now) -lt $((begin + 4)) ]; do :; done
+while [ $(now) -lt $((begin + 5)) ]; do :; done
 tr a-z A-Z <in/data >out; echo $(($(now) - begin)) >>out"""
 TAGS = "<data>in/data</data><output>out</output>"
 RUNNING = 'wait for "Running the program"'
@@ -47,7 +47,7 @@ def play(job_file: Path, *steps: str) -> subprocess.CompletedProcess[str]:
 
 
 def has_output(job_file: Path) -> bool:
-    return job_file.with_name("out").read_text() in ("INPUT4\n", "INPUT5\n", "INPUT6\n")
+    return job_file.with_name("out").read_text() in ("INPUT5\n", "INPUT6\n", "INPUT7\n")
 
 
 def test_a_job_runs_as_it_would_under_the_client(job_file: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_job_runs_as_it_would_under_the_client(job_file: Path) -> None:
     assert has_output(job_file)
     assert "left behind" not in done.stderr
     [cpu_time] = re.findall(r"seen last: 100.0 % done, ([\d.]+) s of CPU time", done.stderr)
-    assert float(cpu_time) > 2  # of the 3 to 4 s that it computes, where the host is busy
+    assert float(cpu_time) > 4
 
 
 def test_suspend_and_resume(job_file: Path) -> None:

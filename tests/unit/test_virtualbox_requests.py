@@ -171,19 +171,20 @@ async def test_files_in_and_out(running: VirtualBoxGuest, tmp_path: Path) -> Non
     assert [os.access(places[name], os.X_OK) for name in NAMES] == [name == "plain" for name in NAMES]
 
 
-async def test_nothing_is_asked_during_a_snapshot(running: VirtualBoxGuest, place: Place) -> None:
+async def test_nothing_is_asked_during_a_snapshot(running: VirtualBoxGuest, place: Place, tmp_path: Path) -> None:
     await running.ready(limit_s=LIMIT_S)
-    asked = asyncio.create_task(running.run(["sleep", "2"], limit_s=LIMIT_S))
+    script = f"sleep 2; touch {tmp_path}/ended"
+    asked = asyncio.create_task(running.run(["sh", "-c", script], limit_s=LIMIT_S))
     await asyncio.sleep(1)
     assert list(place.answers.iterdir()) == []  # of a snapshot in the middle of a command
     async with running.nothing_asked(limit_s=LIMIT_S):
-        assert (await asked).status == 0
+        assert (tmp_path / "ended").exists()
         later = asyncio.create_task(running.run(["true"], limit_s=LIMIT_S))
         await asyncio.sleep(0.5)
         assert [path.name for path in place.requests.iterdir()] == ["agent.sh"]
         assert list(place.answers.iterdir()) == []
         assert not later.done()
-    assert (await later).status == 0
+    assert (await asked).status == (await later).status == 0
     busy = asyncio.create_task(running.run(["sleep", "2"], limit_s=LIMIT_S))
     await asyncio.sleep(0.1)
     with pytest.raises(SnapshotFailed, match="busy with a command"):

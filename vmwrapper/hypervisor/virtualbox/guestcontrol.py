@@ -103,9 +103,8 @@ class GuestControl:
                 most_bytes=_MOST_BYTES,
                 pass_fds=descriptors,
             )
-            await to_its_end(
-                call, limit_s=_ENDS_WITHIN_S
-            )  # the agent may answer before the call that has started it ends
+            # The agent may answer, and so end our wait, before the call that has started it ends.
+            await to_its_end(call, limit_s=_ENDS_WITHIN_S)
 
     @contextmanager
     def _password(self) -> Iterator[tuple[str, Sequence[int]]]:
