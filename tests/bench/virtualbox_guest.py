@@ -23,7 +23,7 @@ ROUNDS = 3
 SIZE_MIB = 8
 LIMIT_S = 600.0
 UNLIMITED = 1 << 50
-SERVICE_RUNS = "GuestAdditionsFacility_VirtualBox System Service=50,"
+SERVICE_RUNS = "Guest Control: GUEST_MSG_REPORT_FEATURES"
 IN_GUEST = "/tmp"
 PROGRAM = "#!/bin/sh\nsleep 1000\n"
 
@@ -124,8 +124,9 @@ class _Measure:
     def _bare_start_s(self) -> float:
         began_s = time.monotonic()
         self._profile.must("startvm", self._uuid, "--type", "headless")
-        while SERVICE_RUNS not in self._profile.manage("showvminfo", self._uuid, "--machinereadable").stdout:
-            time.sleep(0.3)  # who asks for a command before that, may wait for 30 s more
+        log = place_of(self._identity, self._directory).log
+        while SERVICE_RUNS not in log.read_text():
+            time.sleep(0.05)  # who asks for a command before that, may wait for 30 s more
         while not self._guestcontrol("run", "--exe", "/bin/true", "--", "true"):
             time.sleep(0.3)
         return time.monotonic() - began_s

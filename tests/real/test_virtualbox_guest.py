@@ -193,8 +193,8 @@ async def test_a_guest_that_went_back_is_followed_again(machine: Machine) -> Non
 
 
 async def test_the_password_is_seen_by_nobody(virtualbox: Profile, machine_folder: Path, machine: Machine) -> None:
-    manage, uuid = VBoxManage(virtualbox.vboxmanage), place_of(identity_in(machine_folder), machine_folder).uuid
-    control = GuestControl(manage, uuid, LOGIN, RunningClock(), folder=machine_folder)
+    place = place_of(identity_in(machine_folder), machine_folder)
+    control = GuestControl(VBoxManage(virtualbox.vboxmanage), place, LOGIN, RunningClock())
     call = asyncio.create_task(control.start_agent(limit_s=LIMIT_S))
     seen = set()
     while not call.done():

@@ -35,6 +35,13 @@ PLENTY = 1 << 30
 MOST_BYTES = 1 << 20
 SHELLS = [shell for shell in ("dash", "busybox", "bash") if shutil.which(shell)]
 END = 'if [ -f "$1" ]; then printf " %s" "$2" >>"$1"; fi'
+MISSES_EVERY_SECOND_LOOK = """
+there=$in
+sleep() {
+    command sleep "$@"
+    if [ "$in" = "$there" ]; then in=/nowhere; else in=$there; fi
+}
+"""
 NAMES = ["plain", "-rf", "two\nlines\n", "ünïcödé ☃", "'quoted' \\ $HOME `x` *", "in/a/folder", " "]
 
 
@@ -63,10 +70,11 @@ def guest(requests: Requests) -> VirtualBoxGuest:
 
 
 @contextmanager
-def agent(place: Place, shell: str = "dash") -> Iterator[subprocess.Popen[bytes]]:
+def agent(place: Place, shell: str = "dash", *, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """`before` is a script that begins it."""
     home = place.folder / "home"
     home.mkdir()
-    argv = [*(["busybox", "sh"] if shell == "busybox" else [shell]), place.requests / "agent.sh"]
+    argv = [*(["busybox", "sh"] if shell == "busybox" else [shell]), "-c", f"{before}. {place.requests}/agent.sh"]
     environment = {**os.environ, "home": str(home), "in": str(place.requests), "out": str(place.answers)}
     with subprocess.Popen(argv, env=environment, start_new_session=True) as process:
         try:
@@ -201,6 +209,16 @@ async def test_a_second_agent_does_nothing(running: VirtualBoxGuest, place: Plac
     )
     assert await asyncio.wait_for(second.wait(), LIMIT_S) == 0
     await running.run(["sh", "-c", f"echo x >>{tmp_path}/once"], limit_s=LIMIT_S)
+    assert (tmp_path / "once").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+async def test_a_request_that_a_look_has_missed_is_not_taken_twice(
+    guest: VirtualBoxGuest, place: Place, tmp_path: Path, shell: str
+) -> None:
+    with agent(place, shell, before=MISSES_EVERY_SECOND_LOOK):
+        script = f"echo x >>{tmp_path}/once; sleep 3"
+        assert (await guest.run(["sh", "-c", script], limit_s=LIMIT_S)).status == 0
     assert (tmp_path / "once").read_text() == "x\n"
 
 

@@ -57,6 +57,13 @@ def test_states(file: Path, state: str, sign: Sign) -> None:
     assert VmLog(file).look() == [Entry(sign)]
 
 
+def test_guest_that_takes_commands_and_one_that_says_so_itself(file: Path) -> None:
+    """The first line is seen with VirtualBox 7.2.22; the other is what a guest gets logged."""
+    add(file, b"00:00:12.707412 Guest Control: GUEST_MSG_REPORT_FEATURES: 0x7f, 0x8000000000000000\n")
+    add(file, b"00:00:13.707412 VMMDev: Guest Log: 00:00:13.0 Guest Control: GUEST_MSG_REPORT_FEATURES: 0x7f\n")
+    assert VmLog(file).look() == [Entry(Sign.SERVES)]
+
+
 def test_powered_off_by_whom(file: Path) -> None:
     """By the host, there is a line before that of the state; by the guest, behind it if at all."""
     told = b"00:00:02.691516 Console::powerDown(): A request to power off the VM has been issued\n"

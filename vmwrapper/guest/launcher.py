@@ -11,11 +11,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 
 from vmwrapper.errors import GuestError, JobError
 from vmwrapper.guest.reseed import program
 from vmwrapper.hostile import printable, some_of
+from vmwrapper.hypervisor.guest_script import script
 from vmwrapper.hypervisor.interface import SCRATCH_SERIAL, CommandResult, Guest
 from vmwrapper.job.model import PackageKind
 
@@ -78,7 +78,7 @@ class Launcher:
         self._guest = guest
         self._datadir = datadir
         self._user = user
-        self._script = (package_files(__package__) / "launcher.sh").read_bytes()
+        self._script = script(__package__, "launcher.sh").encode()
 
     async def prepare(self, *, scratch: bool) -> GuestFacts:
         """Make datadir, on the scratch disk if there is one, and see to the user.

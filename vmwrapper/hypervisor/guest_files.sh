@@ -1,16 +1,6 @@
-# What the scripts that do one thing in a guest have in common: it stands in front of them. They have `finish`, which ends them
-# with a status and $wrong, words for what went wrong.
+# What such scripts may have next, to look at files and to check them:
 #   look BYTES NAME…       what each is, and the contents of all regular files where they are not larger than that
 #   read BYTES FILE, tail BYTES FILE
-PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-umask 022
-most=524288 wrong=''
-
-must_be_in() {
-    wrong=$(cd "$1" 2>&1) || finish 1
-    cd "$1"
-}
-
 read_() {
     [ -f "$2" ] || finish missing
     head -c "$1" <"$2" || finish 1

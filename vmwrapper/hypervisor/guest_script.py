@@ -8,18 +8,19 @@ from vmwrapper.errors import GuestError
 from vmwrapper.hostile import printable
 from vmwrapper.hypervisor.interface import CommandResult
 
-_COMMENTS = re.compile(r"^ *#.*\n", re.MULTILINE)
+_NOT_NEEDED = re.compile(r"^ *(?:#.*\n)?", re.MULTILINE)
 _MOST_OUTPUT_BYTES = 512 * 1024
 
 
 def script(package: str, name: str) -> str:
-    """A shell script of a package's, without its comments."""
-    return _COMMENTS.sub("", (package_files(package) / name).read_text())
+    """A shell script of a package's, without its comments and indentation: emulated processors take long to read it."""
+    return _NOT_NEEDED.sub("", (package_files(package) / name).read_text())
 
 
-def guest_script(package: str, name: str) -> str:
-    """The same with what all of these have in common, guest_files.sh, in front of it."""
-    return script(__package__, "guest_files.sh") + script(package, name)
+def guest_script(package: str, name: str, *, has_files: bool = True) -> str:
+    """The same with what these have in common in front of it, in guest_begin.sh and guest_files.sh."""
+    common = ("guest_begin.sh", "guest_files.sh") if has_files else ("guest_begin.sh",)
+    return "".join(script(__package__, part) for part in common) + script(package, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _guest(manage: VBoxManage, place: Place, spec: MachineSpec, clock: RunningCl
     login = spec.login
     most_bytes = (spec.memory_mib + spec.scratch_mib) * MIB + _MOST_AROUND_BYTES
     return VirtualBoxGuest(
-        GuestControl(manage, place.uuid, login, clock, folder=spec.directory) if login else None,
+        GuestControl(manage, place, login, clock) if login else None,
         Requests(place, clock, most_bytes=most_bytes),
     )
 

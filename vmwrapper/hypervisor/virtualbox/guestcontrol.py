@@ -10,27 +10,31 @@ Source: VirtualBox's manual, "VBoxManage guestcontrol"; its src/VBox/Frontends/V
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, MachineExited, ProcessFailed
+from vmwrapper.hypervisor.guest_script import script
 from vmwrapper.hypervisor.interface import Login
 from vmwrapper.hypervisor.refusals import Refusals
 from vmwrapper.hypervisor.virtualbox.faults import Fault
+from vmwrapper.hypervisor.virtualbox.place import Place
+from vmwrapper.hypervisor.virtualbox.requests import AGENT
 from vmwrapper.hypervisor.virtualbox.settings import ANSWERS, REQUESTS
-from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed, facts
+from vmwrapper.hypervisor.virtualbox.vboxmanage import VBoxManage, VirtualBoxFailed
+from vmwrapper.hypervisor.virtualbox.vm_log import Sign, VmLog
 
 _TRY_LIMIT_S = 60.0
 _GRACE_S = 15.0
 _ENDS_WITHIN_S = 3.0
 _PAUSE_S = 0.3
+_LOOK_S = 0.1
 _UNTOLD_S = 60.0
-_SERVICE, _ACTIVE = "GuestAdditionsFacility_VirtualBox System Service", "50"
 _MOST_BYTES = 64 * 1024
-# VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
-_PROGRAM = ("--exe", "/usr/bin/env", "--wait-stdout", "--wait-stderr")
+_PROGRAM = ("--exe", "/bin/sh", "--wait-stdout", "--wait-stderr")
+_NOTHING = "+u"
+"""VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: it has to mean nothing."""
 _START = f"""\
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 umask 077
@@ -40,22 +44,21 @@ in=$home/in out=$home/out
 mkdir -p $in $out
 mount -t vboxsf -o ro {REQUESTS} $in && mount -t vboxsf {ANSWERS} $out || exit 1
 export home in out
-cp $in/agent.sh $home/ || exit 1
-setsid sh $home/agent.sh </dev/null >/dev/null 2>&1 &
+(exec </dev/null >/dev/null 2>&1; eval "$1") &
 : >$home/started
 """
+_START_AS_ROOT = 'exec sudo -n -- sh -c "trap \'\' HUP; $0" sh "$1"'
+"""A sudo that gives its programs a terminal takes that away at its end, which hangs up on all that still run."""
 
 
 class GuestControl:
     """Of the guest of one machine."""
 
-    def __init__(self, manage: VBoxManage, uuid: str, login: Login, clock: RunningClock, *, folder: Path) -> None:
-        """`folder` is for files that live as long as a call."""
+    def __init__(self, manage: VBoxManage, place: Place, login: Login, clock: RunningClock) -> None:
         self._manage = manage
-        self._uuid = uuid
+        self._place = place
         self._login = login
         self._clock = clock
-        self._folder = folder
 
     async def start_agent(self, *, limit_s: float) -> None:
         """Have it run; tried again and again, since a guest that boots refuses.
@@ -66,8 +69,8 @@ class GuestControl:
         refusals = Refusals(self._login.user, self._clock)
         try:
             async with self._clock.timeout(limit_s):
+                await self._told_of_service()
                 while True:
-                    await self._told_of_service()
                     try:
                         return await self._start_agent()
                     except VirtualBoxFailed as failed:
@@ -80,25 +83,23 @@ class GuestControl:
             raise GuestSilent(f"the guest took no command within {limit_s:g} s; the last try: {complaint}") from error
 
     async def _told_of_service(self) -> None:
-        """Wait until the guest's service says that it runs, but not for ever, since it may be one that does not.
+        """Wait until the log tells of the guest's service, but not for ever: it may be too old for that.
 
-        A call that comes just before that, VirtualBox gives up after 30 s only.
+        A call that comes just before it, VirtualBox gives up after 30 s only.
         """
         until_s = self._clock.elapsed_s + _UNTOLD_S
-        while self._clock.elapsed_s < until_s:
-            with suppress(ProcessFailed):
-                said = facts(await self._manage("showvminfo", self._uuid, "--machinereadable"))
-                if said.get(_SERVICE, "").partition(",")[0] == _ACTIVE:
-                    return
-            await self._clock.sleep(_PAUSE_S)
+        log = VmLog(self._place.log)
+        while self._clock.elapsed_s < until_s and not any(entry.sign is Sign.SERVES for entry in log.look()):
+            await self._clock.sleep(_LOOK_S)
 
     async def _start_agent(self) -> None:
-        sudo = () if self._login.user == "root" else ("sudo", "-n", "--")
-        words = ("--timeout", str(round(_TRY_LIMIT_S * 1000)), "--", "env", *sudo, "sh", "-c", _START)
+        start = (_START, "sh") if self._login.user == "root" else (_START_AS_ROOT, _START)
+        agent = script(__package__, AGENT)
+        words = ("--timeout", str(round(_TRY_LIMIT_S * 1000)), "--", _NOTHING, "-c", *start, agent)
         with self._password() as (file, descriptors):
             login = ("--username", self._login.user, "--passwordfile", file)
             call = self._manage.output(
-                *("guestcontrol", self._uuid, "run", *login, *_PROGRAM, *words),
+                *("guestcontrol", self._place.uuid, "run", *login, *_PROGRAM, *words),
                 limit_s=_TRY_LIMIT_S + _GRACE_S,
                 most_bytes=_MOST_BYTES,
                 pass_fds=descriptors,
@@ -112,12 +113,12 @@ class GuestControl:
         password = self._login.password.encode()
         if not hasattr(os, "memfd_create"):
             try:
-                with tempfile.NamedTemporaryFile(dir=self._folder) as file:
+                with tempfile.NamedTemporaryFile(dir=self._place.folder) as file:
                     file.write(password)
                     file.flush()
                     yield file.name, ()
             except OSError as error:
-                raise HostDiskFailed(f"can't write a file in {self._folder}: {error.strerror}") from error
+                raise HostDiskFailed(f"can't write a file in {self._place.folder}: {error.strerror}") from error
             return
         descriptor = os.memfd_create("password")
         try:

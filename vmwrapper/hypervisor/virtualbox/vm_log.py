@@ -14,6 +14,7 @@ from vmwrapper.hostile import printable
 # From the line's beginning: a guest can have anything logged, behind words of VirtualBox's.
 _STATE = re.compile(r"[\d:.]+ Changing the VM state from '\w+' to '(\w+)'")
 _ERROR = re.compile(r'[\d:.]+ (?:Console: )?VM runtime error: fatal=\w+, errorID=(\w+) message="([^"]*)"')
+_SERVES = re.compile(r"[\d:.]+ Guest Control: GUEST_MSG_REPORT_FEATURES")
 _ENDED = re.compile(r"[\d:.]+ Console::powerDown\(\): A request to power off the VM")
 _MOST_AT_ONCE_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 16
@@ -29,6 +30,7 @@ class Sign(Enum):
     ENDED = "was powered off by somebody on the host"
     GURU = "was given up by VirtualBox (Guru Meditation)"
     ERROR = "met an error of the host"
+    SERVES = "has a guest that takes commands"
 
 
 _SIGNS = {
@@ -104,6 +106,8 @@ def _entry(line: str) -> Entry | None:
         return Entry(_SIGNS[found[1]])
     if _ENDED.match(line):
         return Entry(Sign.ENDED)
+    if _SERVES.match(line):
+        return Entry(Sign.SERVES)
     if found := _ERROR.match(line):
         return Entry(Sign.ERROR, printable(f"{found[2]} ({found[1]})"))
     return None
