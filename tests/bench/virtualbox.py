@@ -22,7 +22,7 @@ from vmwrapper.hypervisor.virtualbox.machine import VirtualBoxMachine
 from .figure import Figure, rounds
 
 ROUNDS = 9
-FOLLOWED_S = 20.0
+FOLLOWED_S = 60.0
 MEMORY_MIB = 32
 UNLIMITED = 1 << 50
 _STATE = re.compile(r"^(\d+):(\d+):([\d.]+) Changing the VM state from '\w+' to '(\w+)'", re.MULTILINE)

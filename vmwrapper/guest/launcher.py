@@ -78,7 +78,7 @@ class Launcher:
         self._guest = guest
         self._datadir = datadir
         self._user = user
-        self._script = script(__package__, "launcher.sh").encode()
+        self._script = script(__package__, "launcher.sh")
 
     async def prepare(self, *, scratch: bool) -> GuestFacts:
         """Make datadir, on the scratch disk if there is one, and see to the user.
@@ -95,14 +95,14 @@ class Launcher:
 
     async def install(self, kind: PackageKind, names: Sequence[str]) -> None:
         """Install packages of one kind that are in PACKAGES. Raises JobError where the guest can't."""
-        result = await self._run("install", kind, *(f"./{name}" for name in names), limit_s=_INSTALL_LIMIT_S)
+        result = await self._with_packages("install", kind, names)
         if result.status != 0:
             listed = ", ".join(some_of(names))
             raise JobError(f"the guest can't install {listed}: {printable(result.stderr, limit=_TAIL_BYTES)}")
 
     async def uninstall(self, kind: PackageKind, names: Sequence[str]) -> None:
         """Remove what `install` did. Nothing relies on it."""
-        await self._run("uninstall", kind, *(f"./{name}" for name in names), limit_s=_INSTALL_LIMIT_S)
+        await self._with_packages("uninstall", kind, names)
 
     async def start(self, program: Program) -> None:
         """Start the program. It goes on without anybody following it."""
@@ -152,8 +152,15 @@ class Launcher:
         """Remove files from datadir. Nothing relies on it."""
         await self._guest.run(["rm", "-f", "--", *(f"{self._datadir}/{name}" for name in names)], limit_s=_VERB_LIMIT_S)
 
-    async def _run(self, *arguments: str, limit_s: float = _VERB_LIMIT_S) -> CommandResult:
-        return await self._guest.run(["sh", "-s", "--", *arguments], stdin=self._script, limit_s=limit_s)
+    async def _with_packages(self, verb: str, kind: PackageKind, names: Sequence[str]) -> CommandResult:
+        paths = (f"./{name}" for name in names)
+        return await self._run(
+            verb, kind, *paths, functions=script(__package__, "packages.sh"), limit_s=_INSTALL_LIMIT_S
+        )
+
+    async def _run(self, *arguments: str, functions: str = "", limit_s: float = _VERB_LIMIT_S) -> CommandResult:
+        stdin = (functions + self._script).encode()
+        return await self._guest.run(["sh", "-s", "--", *arguments], stdin=stdin, limit_s=limit_s)
 
 
 def _command(program: Program, datadir: str) -> str:

@@ -1,8 +1,7 @@
 # Runs one program in the guest, detached, and keeps what is known of it in files. Read by the guest's sh from its standard
 # input. What is read while the program runs is written beside and moved into place: all of it is there, or nothing.
 #   prepare DATADIR USER SCRATCH   make the scratch disk (a block device's serial number, or "none") and the user
-#   install KIND FILE…             packages in /run/vmwrapper/scratch/packages, of the kind tar, deb, rpm or apk
-#   uninstall KIND FILE…
+#   install, uninstall             as packages.sh says, which is in front of this then
 #   start DATADIR USER PROGRAM COMMAND   COMMAND is a shell script that becomes the PROGRAM
 #   alive                          succeeds while somebody waits for the program's end, or has written it down
 # In /run/vmwrapper: command, supervisor (a process number), exit (status, user and system CPU time in seconds), stderr (its
@@ -61,47 +60,6 @@ make_user() {
         echo "$user:x:1000:1000::$datadir:/bin/sh" >>/etc/passwd
         echo "$user:x:1000:" >>/etc/group
     fi
-}
-
-install() {
-    enter_packages "$1"
-    shift
-    case $kind in
-    tar) for file in "$@"; do unpacked "$file" | tar -C / -xf - || exit 1; done ;;
-    deb) DEBIAN_FRONTEND=noninteractive dpkg -i "$@" ;;
-    rpm) rpm -i "$@" ;;
-    apk) apk add --allow-untrusted --no-network "$@" ;;
-    esac >/dev/null || exit 1
-}
-
-uninstall() {
-    enter_packages "$1"
-    shift
-    for file in "$@"; do
-        case $kind in
-        tar) unpacked "$file" | tar -tf - | tr '\n' '\0' | (cd / && xargs -0 rm -f --) ;;
-        deb) dpkg -r "$(dpkg-deb -f "$file" Package)" ;;
-        rpm) rpm -e "$(rpm -qp "$file")" ;;
-        apk) apk del "$(tar -xzOf "$file" .PKGINFO | sed -n 's/^pkgname = //p')" ;;
-        esac
-    done >/dev/null 2>&1
-}
-
-unpacked() {
-    case $1 in
-    *.gz | *.tgz) zcat "$1" ;;
-    *.bz2) bzcat "$1" ;;
-    *.xz) xzcat "$1" ;;
-    *) cat "$1" ;;
-    esac
-}
-
-enter_packages() {
-    kind=$1
-    tool=$kind
-    [ "$kind" = deb ] && tool=dpkg
-    command -v "$tool" >/dev/null || fail 1 "it has no $tool"
-    cd "$home/scratch/packages" || exit 1
 }
 
 start() {

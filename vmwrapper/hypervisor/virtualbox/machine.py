@@ -37,7 +37,8 @@ _START_LIMIT_S = 60.0
 _POWER_OFF_LIMIT_S = 2.0
 _FIRST_LOOK_S = 0.02
 _PAUSE_S = 0.2
-_LOOK_S = 0.5
+_LOOK_S = 1.0
+_ENDS_WITHIN_S = 0.5
 _BUSY_LIMIT_S = 10.0
 _TRIES_BETWEEN_WRITES = 5
 _LOOKS_AT_WRITES = 5
@@ -376,7 +377,7 @@ async def _watch_process(process: Child) -> NoReturn:
 async def _broken(process: Child, failed: ProcessFailed) -> VmwrapperError:
     """What is to be said of a machine that does not obey: that it has ended, where that is why."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_LOOK_S):
+        async with asyncio.timeout(_ENDS_WITHIN_S):
             await process.ended()
             return MachineExited(f"VirtualBox ended; it said: {process.last_words or '(nothing)'}")
     return MachineExited(str(failed))
