@@ -35,11 +35,19 @@ PLENTY = 1 << 30
 MOST_BYTES = 1 << 20
 SHELLS = [shell for shell in ("dash", "busybox", "bash") if shutil.which(shell)]
 END = 'if [ -f "$1" ]; then printf " %s" "$2" >>"$1"; fi'
-MISSES_EVERY_SECOND_LOOK = """
-there=$in
-sleep() {
-    command sleep "$@"
-    if [ "$in" = "$there" ]; then in=/nowhere; else in=$there; fi
+SOMETIMES_LOOKS_ELSEWHERE = """
+there=$in number=0
+true() {{ # each look begins with it
+    number=$((number + 1))
+    if [ $((number % 3)) {when} ]; then in={elsewhere}; else in=$there; fi
+}}
+"""
+HESITATES_TO_TELL_OF_ITS_NAP = """
+echo() {
+    case $1 in
+    [0-9]*) command sleep 0.5 ;;
+    esac
+    command echo "$@"
 }
 """
 NAMES = ["plain", "-rf", "two\nlines\n", "ünïcödé ☃", "'quoted' \\ $HOME `x` *", "in/a/folder", " "]
@@ -213,13 +221,31 @@ async def test_a_second_agent_does_nothing(running: VirtualBoxGuest, place: Plac
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-async def test_a_request_that_a_look_has_missed_is_not_taken_twice(
-    guest: VirtualBoxGuest, place: Place, tmp_path: Path, shell: str
+@pytest.mark.parametrize(("finds", "when"), [("nothing", "-ne 0"), ("agent.sh", "-eq 1")])
+async def test_a_request_that_looks_have_missed_is_not_taken_twice(
+    guest: VirtualBoxGuest, place: Place, tmp_path: Path, shell: str, *, finds: str, when: str
 ) -> None:
-    with agent(place, shell, before=MISSES_EVERY_SECOND_LOOK):
+    """Two in a row that find nothing at all, or each third that finds only a part."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / finds).touch()
+    with agent(place, shell, before=SOMETIMES_LOOKS_ELSEWHERE.format(when=when, elsewhere=elsewhere)):
         script = f"echo x >>{tmp_path}/once; sleep 3"
         assert (await guest.run(["sh", "-c", script], limit_s=LIMIT_S)).status == 0
     assert (tmp_path / "once").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+async def test_an_answer_that_comes_before_the_agent_naps_ends_the_nap(
+    guest: VirtualBoxGuest, place: Place, shell: str
+) -> None:
+    script = place.requests / "agent.sh"
+    text = script.read_text()
+    assert "long=1\n" in text
+    script.write_text(text.replace("long=1\n", "long=60\n"))
+    with agent(place, shell, before=HESITATES_TO_TELL_OF_ITS_NAP):
+        for _ in range(2):
+            assert (await guest.run(["true"], limit_s=LIMIT_S)).status == 0
 
 
 async def test_an_answer_is_read_while_the_clock_stands(running: VirtualBoxGuest, clock: RunningClock) -> None:

@@ -1,4 +1,4 @@
-"""Scripts that do one thing in a guest, for hypervisors without an agent of their own there, and what they answer."""
+"""Our scripts in a guest, for hypervisors without an agent of their own there, and what they answer."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _MOST_OUTPUT_BYTES = 512 * 1024
 
 def script(package: str, name: str) -> str:
     """A shell script of a package's, without its comments and indentation: emulated processors take long to read it."""
-    return _NOT_NEEDED.sub("", (package_files(package) / name).read_text())
+    return _NOT_NEEDED.sub("", (package_files(package) / name).read_text("utf-8"))
 
 
 def guest_script(package: str, name: str, *, has_files: bool = True) -> str:

@@ -1,6 +1,6 @@
 # Does one thing in a guest of VirtualBox's, as guest.py says; agent.sh runs it. Its arguments: a nonce, a directory to be in, and
 #   hello
-#   look, read, tail       as guest_files.sh says, which is in front of this
+#   look, read, tail       as guest_files.sh says, which is in front of this where it is needed
 #   receive NAME…          files in a tar, which is $body
 #   run COMMAND…           with $body as input
 # It prints what it found; a line with the nonce and a status; and what went wrong. $ours.out and $ours.err are its own.

@@ -4,9 +4,10 @@ It is for nothing else: each call logs in anew, which takes seconds where the pr
 VirtualBox changes exit statuses, and a guest that was reverted may never answer again.
 
 Source: VirtualBox's manual, "VBoxManage guestcontrol"; its src/VBox/Frontends/VBoxManage/VBoxManageGuestCtrl.cpp;
-"AdditionsFacilityStatus" of its SDK reference.
+src/VBox/HostServices/GuestControl/VBoxGuestControlSvc.cpp, which logs that the guest's service has come.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from vmwrapper.clock import RunningClock
 from vmwrapper.concurrency import to_its_end
 from vmwrapper.errors import GuestError, GuestSilent, HostDiskFailed, MachineExited, ProcessFailed
-from vmwrapper.hypervisor.guest_script import script
 from vmwrapper.hypervisor.interface import Login
 from vmwrapper.hypervisor.refusals import Refusals
 from vmwrapper.hypervisor.virtualbox.faults import Fault
@@ -32,9 +32,8 @@ _PAUSE_S = 0.3
 _LOOK_S = 0.1
 _UNTOLD_S = 60.0
 _MOST_BYTES = 64 * 1024
-_PROGRAM = ("--exe", "/bin/sh", "--wait-stdout", "--wait-stderr")
-_NOTHING = "+u"
-"""VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: it has to mean nothing."""
+# VirtualBox 7.2 takes all words for arguments, older ones the first for argv[0]: `env env …` means the same as `env …`.
+_PROGRAM = ("--exe", "/usr/bin/env", "--wait-stdout", "--wait-stderr")
 _START = f"""\
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 umask 077
@@ -44,11 +43,13 @@ in=$home/in out=$home/out
 mkdir -p $in $out
 mount -t vboxsf -o ro {REQUESTS} $in && mount -t vboxsf {ANSWERS} $out || exit 1
 export home in out
-(exec </dev/null >/dev/null 2>&1; eval "$1") &
-: >$home/started
+(exec </dev/null >/dev/null 2>&1; . $in/{AGENT}) &
+true >$home/started
 """
-_START_AS_ROOT = 'exec sudo -n -- sh -c "trap \'\' HUP; $0" sh "$1"'
-"""A sudo that gives its programs a terminal takes that away at its end, which hangs up on all that still run."""
+"""Older Guest Additions take no more than 1 KiB."""
+_IN_A_SESSION = 'setsid sh -c "$0" & wait $!'
+"""A sudo that gives its programs a terminal takes that away at its end, which hangs up on all that still run in it."""
+log = logging.getLogger(__name__)
 
 
 class GuestControl:
@@ -88,14 +89,18 @@ class GuestControl:
         A call that comes just before it, VirtualBox gives up after 30 s only.
         """
         until_s = self._clock.elapsed_s + _UNTOLD_S
-        log = VmLog(self._place.log)
-        while self._clock.elapsed_s < until_s and not any(entry.sign is Sign.SERVES for entry in log.look()):
+        vm_log = VmLog(self._place.log)
+        while not any(entry.sign is Sign.SERVES for entry in vm_log.look()):
+            if self._clock.elapsed_s > until_s:
+                log.debug("VBox.log does not tell of the guest's service, which is asked now")
+                return
             await self._clock.sleep(_LOOK_S)
 
     async def _start_agent(self) -> None:
-        start = (_START, "sh") if self._login.user == "root" else (_START_AS_ROOT, _START)
-        agent = script(__package__, AGENT)
-        words = ("--timeout", str(round(_TRY_LIMIT_S * 1000)), "--", _NOTHING, "-c", *start, agent)
+        start = ["sh", "-c", _START]
+        if self._login.user != "root":
+            start = ["sudo", "-n", "--", "sh", "-c", _IN_A_SESSION, _START]
+        words = ("--timeout", str(round(_TRY_LIMIT_S * 1000)), "--", "env", *start)
         with self._password() as (file, descriptors):
             login = ("--username", self._login.user, "--passwordfile", file)
             call = self._manage.output(

@@ -99,8 +99,8 @@ class Requests:
 
     def _ask(self, nonce: str, words: Sequence[str], body: Iterable[bytes], enough: Event) -> None:
         request = self._in / f"{nonce}.request"
-        script = self._short_script if words[1] in _SHORT_VERBS else self._script
-        lines = f"set -- {shlex.join([nonce, *words])}\n{script}\n"
+        answers = self._short_script if words[1] in _SHORT_VERBS else self._script
+        lines = f"set -- {shlex.join([nonce, *words])}\n{answers}\n"
         with writing(request):
             with (self._in / f"{nonce}.body").open("xb") as file:
                 file.writelines(takewhile(lambda _: not enough.is_set(), body))

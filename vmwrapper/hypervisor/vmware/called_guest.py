@@ -67,7 +67,7 @@ class Calls(Protocol):
 
 
 def script() -> str:
-    """The script, without its comments."""
+    """The script, as it is sent."""
     return guest_script(__package__, "called_guest.sh")
 
 
