@@ -137,9 +137,9 @@ class BoincClient:
             assert time.monotonic() < ends_at_s, f"{self.log}\n{self.stderr}"
             time.sleep(0.2)
 
-    def report(self, result: str = RESULT) -> str:
-        """What the client tells its project of the task, once it does."""
-        self.wait_until(lambda: f"Computation for task {result} finished" in self.log)
+    def report(self, result: str = RESULT, *, limit_s: float = _LIMIT_S) -> str:
+        """What the client tells its project of the task, once it does; the task has ended within `limit_s`."""
+        self.wait_until(lambda: f"Computation for task {result} finished" in self.log, limit_s=limit_s)
         if "COMPUTE_ERROR" in self.log:  # of which it tells its project when it likes to
             self.say("--project", self._server.url, "update")
         self.wait_until(lambda: result in self._server.reports)

@@ -87,7 +87,7 @@ def test_a_whole_job_goes_on_whatever_happens_to_it(
     machine.kill()
     wait_for(client, "Going on with the program", times=2)
 
-    report = client.report()
+    report = client.report(limit_s=hubble_job.LIMIT_S)
     assert report.count("Running the program") == 1
     assert report.count("Going on with the program") == 2
     assert virtualbox_linux.PASSWORD not in report
@@ -119,7 +119,7 @@ def test_a_guest_that_works_by_itself(virtualbox: Profile, client: BoincClient, 
     assert virtualbox.machines() == []
     client.start()
     wait_for(client, "The guest goes on by itself")
-    report = client.report()
+    report = client.report(limit_s=hubble_job.LIMIT_S)
     assert report.count("The guest goes on by itself") == 1
     assert server.uploads == {f"{RESULT}_0": "".join(f"{number}\n" for number in range(1, COUNTS + 1)).encode()}
     assert client.left_behind() == []
